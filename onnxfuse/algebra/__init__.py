@@ -1,0 +1,1 @@
+"""The algebra: affine, shift-equivariant maps and the laws that join them."""

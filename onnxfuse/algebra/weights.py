@@ -1,0 +1,104 @@
+"""Float64 kernels: compose, embed, restrict and stack.
+
+A kernel of groups ``g`` has shape ``(O, C/g, *taps)`` and is never made denser than its
+geometry says. This room knows arrays and geometry; it never knows cost or graphs.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxfuse.algebra.geometry import Geometry, tap_positions
+
+Array = NDArray[np.float64]
+
+
+def regroup(kernel: Array, groups: int, target: int) -> Array:
+    """The kernel of ``groups`` groups written with fewer ``target`` groups, zeros between.
+
+    Shapes: ``(O, C/groups, *taps)`` to ``(O, C/target, *taps)``.
+    """
+    if groups == target:
+        return kernel
+    out, per_group, *taps = kernel.shape
+    merge = groups // target
+    wide = np.zeros((target, merge, out // groups, merge, per_group, *taps))
+    parts = kernel.reshape(target, merge, out // groups, per_group, *taps)
+    for index in range(merge):
+        wide[:, index, :, index] = parts[:, index]
+    return wide.reshape(out, merge * per_group, *taps)
+
+
+def embed(kernel: Array, part: Geometry, hull: Geometry) -> Array:
+    """The kernel of ``part`` written on the grid and groups of ``hull``."""
+    kernel = regroup(kernel, part.groups, hull.groups)
+    if part.axes == hull.axes:
+        return kernel
+    wide = np.zeros(hull.kernel_shape)
+    places = (tap_positions(h, p) for h, p in zip(hull.axes, part.axes, strict=True))
+    wide[(slice(None), slice(None), *places)] = kernel
+    return wide
+
+
+def compose(outer: Array, inner: Array, outer_g: Geometry, inner_g: Geometry, result: Geometry) -> Array:
+    """The kernel of ``outer`` after ``inner``.
+
+    ``K[o, c, s1·d2·u + d1·t] = Σ_m K2[o, m, u] · K1[m, c, t]``, group by group (Ding et al.,
+    Diverse Branch Block, transforms I and III, for any stride, dilation and groups).
+    """
+    if outer_g.per_channel:
+        return inner * outer.reshape(-1, *[1] * (inner.ndim - 1))
+    if inner_g.per_channel:
+        return _scale_inputs(outer, outer_g.groups, inner.reshape(-1))
+    outer = regroup(outer, outer_g.groups, result.groups)
+    inner = regroup(inner, inner_g.groups, result.groups)
+    groups, out, middle = result.groups, outer.shape[0], outer.shape[1]
+    fan_in = inner.shape[1]
+    grouped_outer = outer.reshape(groups, out // groups, middle, *outer_g.taps)
+    grouped_inner = inner.reshape(groups, middle, fan_in, *inner_g.taps)
+    kernel = np.zeros((groups, out // groups, fan_in, *result.taps))
+    inner_flat = grouped_inner.reshape(groups, middle, -1)
+    for tap in product(*map(range, outer_g.taps)):
+        product_ = np.matmul(grouped_outer[(..., *tap)], inner_flat)
+        places = tuple(
+            _strided(o.dilation * i.stride * u, i.dilation, i.taps, r.dilation)
+            for u, o, i, r in zip(tap, outer_g.axes, inner_g.axes, result.axes, strict=True)
+        )
+        kernel[(..., *places)] += product_.reshape(groups, out // groups, fan_in, *inner_g.taps)
+    return kernel.reshape(out, fan_in, *result.taps)
+
+
+def _strided(offset: int, dilation: int, taps: int, grid: int) -> slice:
+    first, step = offset // grid, max(dilation // grid, 1)
+    return slice(first, first + step * (taps - 1) + 1, step)
+
+
+def _scale_inputs(kernel: Array, groups: int, scale: Array) -> Array:
+    out, per_group, *taps = kernel.shape
+    grouped = kernel.reshape(groups, out // groups, per_group, *taps)
+    ones = [1] * len(taps)
+    return (grouped * scale.reshape(groups, 1, per_group, *ones)).reshape(kernel.shape)
+
+
+def restrict(kernel: Array, geometry: Geometry, outs: slice, ins: slice) -> Array:
+    """The rows ``outs`` and the columns ``ins`` of a kernel.
+
+    Either ``outs`` is a run of whole groups and ``ins`` what those groups read, or both lie in
+    one group.
+    """
+    per_group = kernel.shape[1]
+    if ins.stop - ins.start >= per_group:
+        return kernel[outs]
+    first = ins.start % per_group
+    return kernel[outs, first : first + ins.stop - ins.start]
+
+
+def response(kernel: Array, groups: int, vector: Array) -> Array:
+    """What a constant input ``vector`` (C,) becomes where no border is near: shape (O,)."""
+    sums = kernel.reshape(*kernel.shape[:2], -1).sum(axis=2)
+    out, per_group = sums.shape
+    grouped = sums.reshape(groups, out // groups, per_group)
+    return np.einsum("gom,gm->go", grouped, vector.reshape(groups, per_group)).reshape(out)

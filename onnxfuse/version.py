@@ -1,0 +1,3 @@
+"""The version of onnxfuse."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,27 @@
+"""What operators mean, in NumPy: for constant folding and as the oracle of the proofs.
+
+Each function takes a node's attributes and its input arrays and returns its output arrays, in
+the inputs' own type. This room knows arrays only; it never knows onnx or the algebra, so that a
+mistake in the algebra cannot hide in its proof.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from onnxfuse.evaluate.linear import LINEAR
+from onnxfuse.evaluate.tensor import TENSOR
+
+Attributes = Mapping[str, Any]
+Operator = Callable[[Attributes, Sequence[Any]], list[Any]]
+
+OPERATORS: Mapping[str, Operator] = {**TENSOR, **LINEAR}
+
+
+def evaluate(op_type: str, attributes: Attributes, inputs: Sequence[Any]) -> list[Any]:
+    """The outputs of one node. Raises ``KeyError`` for an operator not in `OPERATORS`."""
+    with np.errstate(all="ignore"):
+        return [np.asarray(out) for out in OPERATORS[op_type](attributes, inputs)]

@@ -1,0 +1,175 @@
+"""The linear operators: Conv, BatchNormalization, AveragePool, arithmetic, Pad, ScatterND."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from onnxfuse.evaluate.tensor import bounded
+
+Arrays = Sequence[Any]
+
+
+def conv(attributes: Mapping[str, Any], inputs: Arrays) -> list[Any]:
+    """``x (N, C, *X)``, ``w (O, C/g, *k)``, ``b (O,)`` by a sum over taps."""
+    x, w = inputs[0], inputs[1]
+    rank = w.ndim - 2
+    groups = attributes.get("group", 1)
+    strides = attributes.get("strides") or [1] * rank
+    dilations = attributes.get("dilations") or [1] * rank
+    extents = [d * (k - 1) + 1 for d, k in zip(dilations, w.shape[2:], strict=True)]
+    pads = window_pads(attributes, x.shape[2:], extents, strides)
+    bounded([*x.shape[:2], *(n + p + q for n, p, q in zip(
+        x.shape[2:], pads[:rank], pads[rank:], strict=True))])
+    x = np.pad(x, [(0, 0), (0, 0), *zip(pads[:rank], pads[rank:], strict=True)])
+    lengths = [(n - e) // s + 1 for n, e, s in zip(x.shape[2:], extents, strides, strict=True)]
+    if min(lengths, default=1) < 1:
+        raise ValueError("the window is larger than its input")
+    batch, per_group, out = x.shape[0], w.shape[1], w.shape[0]
+    total = np.zeros((batch, groups, out // groups, *lengths), x.dtype)
+    for tap in product(*map(range, w.shape[2:])):
+        views = tuple(
+            slice(d * t, d * t + s * (n - 1) + 1, s)
+            for d, t, s, n in zip(dilations, tap, strides, lengths, strict=True)
+        )
+        seen = x[(slice(None), slice(None), *views)]
+        seen = seen.reshape(batch, groups, per_group, -1)
+        factor = w[(slice(None), slice(None), *tap)].reshape(groups, out // groups, per_group)
+        if per_group == 1:
+            step = factor[None] * seen
+        else:
+            step = np.matmul(factor[None], seen)
+        total += step.reshape(total.shape)
+    y = total.reshape(batch, out, *lengths)
+    if len(inputs) > 2 and inputs[2] is not None:
+        y = y + inputs[2].reshape(1, -1, *[1] * rank)
+    return [y]
+
+
+def window_pads(
+    attributes: Mapping[str, Any], x: Sequence[int], extents: Sequence[int], strides: Sequence[int]
+) -> list[int]:
+    """Begins then ends, with ``auto_pad`` made explicit (ONNX, Conv)."""
+    mode = attributes.get("auto_pad", "NOTSET")
+    if mode == "VALID":
+        return [0] * (2 * len(x))
+    if mode in ("SAME_UPPER", "SAME_LOWER"):
+        totals = [
+            max((-(-n // s) - 1) * s + e - n, 0)
+            for n, e, s in zip(x, extents, strides, strict=True)
+        ]
+        small, large = [t // 2 for t in totals], [t - t // 2 for t in totals]
+        return [*small, *large] if mode == "SAME_UPPER" else [*large, *small]
+    return list(attributes.get("pads") or [0] * (2 * len(x)))
+
+
+def batch_normalization(attributes: Mapping[str, Any], inputs: Arrays) -> list[Any]:
+    """Inference: ``(x - mean) · scale / √(var + epsilon) + bias``, per channel."""
+    if attributes.get("training_mode", 0):
+        raise ValueError("training-mode BatchNormalization depends on the batch")
+    x, scale, bias, mean, var = (np.asarray(array) for array in inputs[:5])
+    shape = (1, -1, *[1] * (x.ndim - 2))
+    epsilon = attributes.get("epsilon", 1e-5)
+    factor = scale / np.sqrt(var + np.asarray(epsilon, var.dtype))
+    return [(x - mean.reshape(shape)) * factor.reshape(shape) + bias.reshape(shape)]
+
+
+def average_pool(attributes: Mapping[str, Any], inputs: Arrays) -> list[Any]:
+    """ONNX AveragePool with pads and dilations; windows that overhang are not supported."""
+    x = inputs[0]
+    kernel = attributes["kernel_shape"]
+    rank, channels = len(kernel), x.shape[1]
+    if attributes.get("ceil_mode", 0):
+        strides = attributes.get("strides") or [1] * rank
+        dilations = attributes.get("dilations") or [1] * rank
+        extents = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
+        pads = window_pads(attributes, x.shape[2:], extents, strides)
+        room = [n + a + b - e for n, a, b, e in zip(
+            x.shape[2:], pads[:rank], pads[rank:], extents, strict=True)]
+        if any(r % s for r, s in zip(room, strides, strict=True)):
+            raise ValueError("ceil_mode lets a window overhang")
+    ones = np.ones((channels, 1, *kernel), x.dtype)
+    settings = {**attributes, "group": channels}
+    total = conv(settings, [x, ones])[0]
+    if attributes.get("count_include_pad", 0):
+        return [total / np.asarray(np.prod(kernel), x.dtype)]
+    count = conv({**attributes, "group": 1}, [np.ones((1, 1, *x.shape[2:]), x.dtype), ones[:1]])[0]
+    return [total / count]
+
+
+def pad(attributes: Mapping[str, Any], inputs: Arrays) -> list[Any]:
+    """Constant Pad in every opset's way of writing it; negative amounts crop."""
+    x = np.asarray(inputs[0])
+    amounts = inputs[1] if len(inputs) > 1 else attributes.get("pads", attributes.get("paddings"))
+    amounts = [int(amount) for amount in np.asarray(amounts).reshape(-1)]
+    given = inputs[2] if len(inputs) > 2 else None
+    value = attributes.get("value", 0.0) if given is None else np.asarray(given).reshape(-1)[0]
+    if attributes.get("mode", "constant") != "constant":
+        raise ValueError("only constant padding is linear")
+    axes = range(x.ndim)
+    if len(inputs) > 3 and inputs[3] is not None:
+        axes = [int(axis) % x.ndim for axis in np.asarray(inputs[3]).reshape(-1)]
+    half = len(amounts) // 2
+    pairs = [(0, 0)] * x.ndim
+    for axis, begin, end in zip(axes, amounts[:half], amounts[half:], strict=True):
+        pairs[axis] = (begin, end)
+    bounded([n + max(a, 0) + max(b, 0) for n, (a, b) in zip(x.shape, pairs, strict=True)])
+    grown = np.pad(x, [(max(a, 0), max(b, 0)) for a, b in pairs], constant_values=value)
+    crop = tuple(
+        slice(max(-a, 0), size - max(-b, 0)) for (a, b), size in zip(pairs, grown.shape, strict=True)
+    )
+    return [grown[crop]]
+
+
+def scatter_nd(attributes: Mapping[str, Any], inputs: Arrays) -> list[Any]:
+    """``data`` with ``updates`` written at ``indices``."""
+    if attributes.get("reduction", "none") != "none":
+        raise ValueError("a reduction is not an assignment")
+    data, indices, updates = inputs
+    out = np.array(data)
+    out[tuple(np.moveaxis(np.asarray(indices), -1, 0))] = updates
+    return [out]
+
+
+def divide(attributes: Mapping[str, Any], inputs: Arrays) -> list[Any]:
+    """Division; of integers towards zero, as ONNX has it."""
+    a, b = np.asarray(inputs[0]), np.asarray(inputs[1])
+    if a.dtype.kind not in "iu":
+        return [a / b]
+    if np.any(b == 0):
+        raise ValueError("integer division by zero")
+    quotient = np.abs(a) // np.abs(b)
+    return [np.where((a < 0) == (b < 0), quotient, -quotient).astype(a.dtype)]
+
+
+def _sum(attributes: Mapping[str, Any], inputs: Arrays) -> list[Any]:
+    total = inputs[0]
+    for array in inputs[1:]:
+        total = total + array
+    return [total]
+
+
+def _dropout(attributes: Mapping[str, Any], inputs: Arrays) -> list[Any]:
+    if len(inputs) > 2 and inputs[2] is not None and np.any(inputs[2]):
+        raise ValueError("training-mode Dropout is random")
+    return [inputs[0]]
+
+
+LINEAR: dict[str, Callable[[Mapping[str, Any], Arrays], list[Any]]] = {
+    "Conv": conv,
+    "BatchNormalization": batch_normalization,
+    "AveragePool": average_pool,
+    "Pad": pad,
+    "ScatterND": scatter_nd,
+    "Add": lambda a, x: [x[0] + x[1]],
+    "Sub": lambda a, x: [x[0] - x[1]],
+    "Mul": lambda a, x: [x[0] * x[1]],
+    "Div": divide,
+    "Neg": lambda a, x: [-x[0]],
+    "Sum": _sum,
+    "Identity": lambda a, x: [x[0]],
+    "Dropout": _dropout,
+}

@@ -1,0 +1,1 @@
+"""Models: reading, indexing, editing and writing. The only importer of onnx and its tools."""

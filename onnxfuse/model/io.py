@@ -1,0 +1,163 @@
+"""Reading and writing model files; an output is whole or untouched."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import TensorProto
+
+from onnxfuse.errors import InputError
+from onnxfuse.model import tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A parsed model, the bytes it came from, and where its external data lies."""
+
+    model: onnx.ModelProto
+    data: bytes
+    path: Path | None
+
+    @property
+    def base(self) -> Path | None:
+        return None if self.path is None else self.path.parent
+
+
+def load(path: str | os.PathLike[str]) -> Loaded:
+    """Parse a model file; external data stays where it is. Raises `InputError`."""
+    place = Path(path)
+    if place.is_dir():
+        raise InputError(f"{place} is a directory; name a model file")
+    try:
+        data = place.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{place} does not exist") from None
+    except OSError as error:
+        raise InputError(f"{place} cannot be read: {error.strerror}") from error
+    return Loaded(parse(data, str(place)), data, place)
+
+
+def parse(data: bytes, what: str) -> onnx.ModelProto:
+    if not data:
+        raise InputError(f"{what} is empty")
+    if data.startswith(b"version https://git-lfs"):
+        raise InputError(f"{what} is a Git LFS pointer; run `git lfs pull` first")
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except (DecodeError, ValueError, RecursionError) as error:
+        raise InputError(f"{what} is not an ONNX model (its protobuf does not parse)") from error
+    if not model.HasField("graph") or not (model.ir_version or model.opset_import):
+        raise InputError(f"{what} is not an ONNX model (it holds no graph)")
+    return model
+
+
+def serialise(model: onnx.ModelProto) -> bytes:
+    """The model's bytes, the same for the same model every time."""
+    try:
+        return model.SerializeToString(deterministic=True)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"the fused model cannot be written as one file (over 2 GiB?): {error}"
+        ) from error
+
+
+def check_output(path: str | os.PathLike[str]) -> Path:
+    """The place an output will be written to. Raises `InputError` where that cannot work."""
+    place = Path(os.path.realpath(path))
+    if place.is_dir():
+        raise InputError(f"{place} is a directory; name a file to write")
+    if not place.parent.is_dir():
+        raise InputError(f"the directory {place.parent} does not exist; create it first")
+    if not os.access(place.parent, os.W_OK):
+        raise InputError(f"the directory {place.parent} is not writable")
+    return place
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a whole file or none: a temporary file beside it, then a rename."""
+    with _replacing(path) as temporary:
+        with open(temporary, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[str]:
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+    os.close(handle)
+    try:
+        yield temporary
+        os.chmod(temporary, _mode(path))
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def _mode(path: Path) -> int:
+    """The permissions of the file that is replaced, or those a new file would get."""
+    if path.exists():
+        return path.stat().st_mode & 0o7777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def carry_external_data(model: onnx.ModelProto, source: Path | None, target: Path) -> None:
+    """Copy the data files a model refers to beside an output in another directory."""
+    if source is None or source.resolve() == target.resolve():
+        return
+    for location, place in data_files(model, source).items():
+        new = target / location
+        if new.exists() and not _same(place, new):
+            raise InputError(
+                f"{new} exists and differs from the data file {place}; "
+                "choose another output directory or remove it"
+            )
+        if not new.exists():
+            new.parent.mkdir(parents=True, exist_ok=True)
+            with _replacing(new) as temporary:
+                shutil.copyfile(place, temporary)
+
+
+def _same(left: Path, right: Path) -> bool:
+    if left.samefile(right):
+        return True
+    if left.stat().st_size != right.stat().st_size:
+        return False
+    with open(left, "rb") as a, open(right, "rb") as b:
+        while True:
+            block = a.read(1 << 20)
+            if block != b.read(1 << 20):
+                return False
+            if not block:
+                return True
+
+
+def data_files(model: onnx.ModelProto, base: Path | None) -> dict[str, Path]:
+    """The external data files of a model's main graph by location. Raises `InputError`."""
+    found: dict[str, Path] = {}
+    constants = [a.t for node in model.graph.node for a in node.attribute if a.HasField("t")]
+    for tensor in [*model.graph.initializer, *constants]:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            location = tensors.external_entries(tensor).get("location", "")
+            if location not in found:
+                found[location] = tensors.external_path(tensor, base)
+                if not found[location].is_file():
+                    raise InputError(f"the data file {found[location]} is missing")
+    return found

@@ -1,0 +1,182 @@
+"""Shapes and types of every tensor, inferred on a skeleton without weights.
+
+Only graph inputs are believed. What the file says of inner tensors and outputs (value_info,
+dim_params) is not: exporters write wrong ones. Where inputs are dynamic, a second inference at
+assumed sizes gives the nominal shapes that costs are counted at; they prove nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxfuse.errors import InputError
+from onnxfuse.model.graph import Graph
+
+Shape = tuple[int | None, ...]
+SMALL = 1024
+"""Initializers up to this many elements stay in the skeleton: shapes may depend on them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """Element types, certain shapes, and nominal shapes by tensor name."""
+
+    types: Mapping[str, int]
+    certain: Mapping[str, Shape]
+    nominal: Mapping[str, Shape]
+    assumed: Mapping[str, Shape]
+
+    def type_of(self, name: str) -> int:
+        return self.types.get(name, TensorProto.UNDEFINED)
+
+
+def infer(
+    graph: Graph, sizes: Mapping[str, Shape], known: Mapping[str, Any] | None = None
+) -> Shapes:
+    """The shapes of all tensors; ``sizes`` assumes shapes of graph inputs for counting.
+
+    ``known`` are computed constants that onnx's inference does not see through.
+    """
+    skeleton = _skeleton(graph, known or {})
+    types, certain = _inferred(skeleton)
+    assumed = {}
+    for value in graph.model.graph.input:
+        shape = certain.get(value.name)
+        if shape is not None and None in shape and value.name not in graph.initializers:
+            assumed[value.name] = _assume(shape, sizes.get(value.name))
+    nominal = certain
+    if assumed:
+        for value in skeleton.graph.input:
+            if value.name in assumed:
+                _set_shape(value, assumed[value.name])
+        _, nominal = _inferred(skeleton)
+    return Shapes(types, certain, nominal, assumed)
+
+
+def _assume(shape: Shape, wanted: Shape | None) -> Shape:
+    if wanted is not None and len(wanted) == len(shape):
+        return wanted
+    default = 224 if len(shape) == 4 else 64
+    return tuple(
+        size if size is not None else (1 if axis == 0 else default)
+        for axis, size in enumerate(shape)
+    )
+
+
+def _set_shape(value: onnx.ValueInfoProto, shape: Shape) -> None:
+    for dim, size in zip(value.type.tensor_type.shape.dim, shape, strict=True):
+        dim.Clear()
+        if size is not None:
+            dim.dim_value = size
+
+
+def _skeleton(graph: Graph, known: Mapping[str, Any]) -> onnx.ModelProto:
+    """The model's structure in topological order; large tensors become plain inputs."""
+    source = graph.model
+    skeleton = onnx.ModelProto(ir_version=max(source.ir_version, 4))
+    skeleton.opset_import.extend(source.opset_import)
+    skeleton.functions.extend(source.functions)
+    inner = skeleton.graph
+    inner.name = source.graph.name or "graph"
+    for value in source.graph.input:
+        inner.input.add().CopyFrom(value)
+        _forget_names(inner.input[-1])
+    for tensor in source.graph.initializer:
+        if tensor.name in graph.inputs_set:
+            continue
+        _add_tensor(inner, tensor.name, tensor)
+    for sparse in source.graph.sparse_initializer:
+        inner.input.append(
+            helper.make_tensor_value_info(sparse.values.name, sparse.values.data_type, sparse.dims)
+        )
+    for name, value in known.items():
+        inner.initializer.append(numpy_helper.from_array(value, name))
+    for node in graph.order:
+        if node.outputs and node.outputs[0] in known:
+            continue
+        proto = source.graph.node[node.index]
+        tensor = node.attributes.get("value")
+        if node.op_type == "Constant" and isinstance(tensor, TensorProto) and _large(tensor):
+            _add_tensor(inner, node.outputs[0], tensor)
+        else:
+            inner.node.add().CopyFrom(proto)
+    for value in source.graph.output:
+        inner.output.add().name = value.name
+        kind = value.type.tensor_type.elem_type
+        if kind:
+            inner.output[-1].type.tensor_type.elem_type = kind
+    return skeleton
+
+
+def _large(tensor: TensorProto) -> bool:
+    count = 1
+    for size in tensor.dims:
+        count *= size
+    return count > SMALL or tensor.data_location == TensorProto.EXTERNAL
+
+
+def _add_tensor(inner: onnx.GraphProto, name: str, tensor: TensorProto) -> None:
+    if _large(tensor):
+        inner.input.append(helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
+    else:
+        inner.initializer.add().CopyFrom(tensor)
+        inner.initializer[-1].name = name
+
+
+def _forget_names(value: onnx.ValueInfoProto) -> None:
+    """A dim_param proves nothing: two equal ones need not be equal sizes."""
+    for dim in value.type.tensor_type.shape.dim:
+        if not dim.HasField("dim_value") or dim.dim_value < 0:
+            dim.Clear()
+
+
+def _inferred(skeleton: onnx.ModelProto) -> tuple[dict[str, int], dict[str, Shape]]:
+    try:
+        inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
+    except Exception:  # what cannot be inferred is unknown, and unknown is never fused
+        try:
+            inferred = onnx.shape_inference.infer_shapes(skeleton)
+        except Exception:
+            inferred = skeleton
+    types: dict[str, int] = {}
+    shapes: dict[str, Shape] = {}
+    for name, kind, shape in _tensors(inferred.graph):
+        types[name] = kind
+        if shape is not None:
+            shapes[name] = shape
+    return types, shapes
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[tuple[str, int, Shape | None]]:
+    for tensor in graph.initializer:
+        yield tensor.name, tensor.data_type, tuple(tensor.dims)
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        if not value.type.HasField("tensor_type"):
+            continue
+        kind = value.type.tensor_type
+        shape = None
+        if kind.HasField("shape"):
+            shape = tuple(
+                dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else None
+                for dim in kind.shape.dim
+            )
+        yield value.name, kind.elem_type, shape
+
+
+def check(graph: Graph) -> None:
+    """Raise `InputError` with onnx's own finding where the model breaks the specification."""
+    skeleton = _skeleton(graph, {})
+    for value in (*skeleton.graph.input, *skeleton.graph.output):
+        if value.type.HasField("tensor_type"):  # runtimes accept an unknown rank, onnx does not
+            value.type.tensor_type.shape.SetInParent()
+    try:
+        onnx.checker.check_model(skeleton)
+    except Exception as error:
+        lines = [line for line in str(error).strip().splitlines() if line.strip()]
+        detail = " ".join(lines[:1]) or type(error).__name__
+        raise InputError(f"not a valid ONNX model: {detail}") from error

@@ -1,0 +1,146 @@
+"""Surgery on the ModelProto: dead nodes out, new ones in where the root stood.
+
+The proto is edited in place. Nodes, initializers and value_info that no region owns keep their
+place, order and every field, those this version of the format does not know included.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from onnxfuse.model import tensors
+from onnxfuse.model.graph import Graph
+from onnxfuse.model.shapes import Shapes
+from onnxfuse.realise import NewNode, Replacement
+
+PROVENANCE = "onnxfuse"
+"""The metadata key that says what a fused node was."""
+
+
+def fresh_names(graph: Graph) -> Callable[[str], str]:
+    """A maker of names that collide with nothing in the model."""
+    used = graph.names()
+
+    def fresh(wanted: str) -> str:
+        name, count = wanted, 1
+        while name in used:
+            count += 1
+            name = f"{wanted}_{count}"
+        used.add(name)
+        return name
+
+    return fresh
+
+
+def constants(replacement: Replacement, data_type: int) -> list[TensorProto]:
+    """A replacement's constants in the model's type, in the order they were made."""
+    made = [tensors.make(name, array, data_type) for name, array in replacement.arrays.items()]
+    made += [
+        tensors.make(name, value, TensorProto.INT64) for name, value in replacement.integers.items()
+    ]
+    return made
+
+
+def overflowing(replacement: Replacement, data_type: int) -> str | None:
+    """The first constant that is not finite in the model's type."""
+    kind = tensors.dtype_of(data_type)
+    with np.errstate(over="ignore"):
+        for name, array in replacement.arrays.items():
+            if not np.all(np.isfinite(array.astype(kind).astype(np.float64))):
+                return name
+    return None
+
+
+def splice(
+    model: onnx.ModelProto,
+    graph: Graph,
+    shapes: Shapes,
+    replacements: Sequence[Replacement],
+    build: Callable[[list[NewNode]], list[onnx.NodeProto]],
+    version: str,
+) -> set[str]:
+    """Write replacements into ``model``, the proto that ``graph`` indexes; the names removed."""
+    dead = dead_nodes(graph, replacements)
+    inserted = {}
+    for replacement in replacements:
+        protos = build(list(replacement.nodes))
+        text = f"{version}: {replacement.region.cover.form.text}" if replacement.region.cover else ""
+        entry = protos[-1].metadata_props.add()
+        entry.key, entry.value = PROVENANCE, text
+        inserted[replacement.region.root.node.index] = protos
+    _rewrite_nodes(model.graph, dead, inserted)
+    roots = {replacement.root for replacement in replacements}
+    gone = {
+        name for index in dead for name in graph.nodes[index].outputs if name and name not in roots
+    }
+    unused = unused_initializers(graph, dead)
+    for replacement in replacements:
+        data_type = shapes.type_of(replacement.root)
+        model.graph.initializer.extend(constants(replacement, data_type))
+    _drop(model.graph.initializer, lambda tensor: tensor.name in unused)
+    _drop(model.graph.value_info, lambda value: value.name in gone)
+    _drop(model.graph.quantization_annotation, lambda entry: entry.tensor_name in gone | unused)
+    return gone | unused
+
+
+def dead_nodes(graph: Graph, replacements: Sequence[Replacement]) -> set[int]:
+    """The nodes nobody needs once the replacements' roots have new producers."""
+    readers = Counter(
+        {name: len(consumers) for name, consumers in graph.consumers.items()}
+    )
+    for replacement in replacements:
+        for node in replacement.nodes:
+            readers.update(dict.fromkeys(node.inputs, 1))
+    dead: set[int] = set()
+    queue = [replacement.region.root.node for replacement in replacements]
+    while queue:
+        node = queue.pop()
+        if node.index in dead:
+            continue
+        dead.add(node.index)
+        for name in dict.fromkeys(node.inputs):
+            readers[name] -= 1
+            producer = graph.producer.get(name)
+            if producer is not None and not any(
+                readers[out] > 0 or graph.read_outside(out) for out in producer.outputs if out
+            ):
+                queue.append(producer)
+    return dead
+
+
+def _rewrite_nodes(
+    graph: onnx.GraphProto, dead: set[int], inserted: dict[int, list[onnx.NodeProto]]
+) -> None:
+    kept: list[onnx.NodeProto] = []
+    for index, node in enumerate(graph.node):
+        if index in inserted:
+            kept += inserted[index]
+        elif index not in dead:
+            kept.append(node)
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def unused_initializers(graph: Graph, dead: set[int]) -> set[str]:
+    """Initializers that only dead nodes read; those nobody ever read are left alone."""
+    once = {name for index in dead for name in graph.nodes[index].inputs}
+    return {
+        name
+        for name in once & graph.initializers.keys()
+        if name not in graph.inputs_set
+        and not graph.read_outside(name)
+        and all(reader.index in dead for reader in graph.consumers[name])
+    }
+
+
+def _drop(field: Iterable[object], unwanted: Callable[..., bool]) -> None:
+    """Remove entries of a repeated field, the others staying as they are."""
+    entries = list(field)
+    for index in range(len(entries) - 1, -1, -1):
+        if unwanted(entries[index]):
+            del field[index]  # type: ignore[attr-defined]

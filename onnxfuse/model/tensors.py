@@ -1,0 +1,99 @@
+"""TensorProtos as arrays: inline or external, checked before they are trusted."""
+
+from __future__ import annotations
+
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxfuse.errors import InputError
+
+FLOATS = {
+    TensorProto.FLOAT: 2.0**-24,
+    TensorProto.DOUBLE: 2.0**-53,
+    TensorProto.FLOAT16: 2.0**-11,
+    TensorProto.BFLOAT16: 2.0**-8,
+}
+"""The data types whose linear maps are fused, with their unit roundoff."""
+
+
+def dtype_of(data_type: int) -> np.dtype[Any]:
+    return np.dtype(helper.tensor_dtype_to_np_dtype(data_type))
+
+
+def read(tensor: TensorProto, base: Path | None) -> Any:
+    """The array of a tensor. Raises `InputError` where its data is missing or damaged."""
+    try:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            return _external(tensor, base)
+        return numpy_helper.to_array(tensor)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"tensor {tensor.name!r} cannot be read: {_line(error)}") from error
+
+
+def external_entries(tensor: TensorProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in tensor.external_data}
+
+
+def external_path(tensor: TensorProto, base: Path | None) -> Path:
+    """The data file of a tensor, inside the model's directory."""
+    location = external_entries(tensor).get("location", "")
+    if base is None:
+        raise InputError(
+            f"tensor {tensor.name!r} is kept in {location!r} beside the model file; "
+            "pass the model's path instead of the loaded model"
+        )
+    path = (base / location).resolve()
+    if not location or not path.is_relative_to(base.resolve()):
+        raise InputError(
+            f"tensor {tensor.name!r} is kept in {location!r}, outside the model's directory"
+        )
+    return path
+
+
+def _external(tensor: TensorProto, base: Path | None) -> Any:
+    path = external_path(tensor, base)
+    entries = external_entries(tensor)
+    offset = int(entries.get("offset", 0))
+    kind = dtype_of(tensor.data_type)
+    count = prod(tensor.dims)
+    if not path.is_file():
+        raise InputError(f"the data file {path} of tensor {tensor.name!r} is missing")
+    if offset + count * kind.itemsize > path.stat().st_size:
+        raise InputError(f"the data file {path} is too short for tensor {tensor.name!r}")
+    flat = np.memmap(path, kind, "r", offset, (count,)) if count else np.zeros(0, kind)
+    return flat.reshape(tuple(tensor.dims))
+
+
+def check_size(tensor: TensorProto) -> None:
+    """Refuse a tensor whose inline data cannot be what its dimensions say."""
+    if tensor.data_location == TensorProto.EXTERNAL or not tensor.HasField("raw_data"):
+        return
+    if any(size < 0 for size in tensor.dims):
+        raise InputError(f"tensor {tensor.name!r} has a negative dimension")
+    try:
+        itemsize = dtype_of(tensor.data_type).itemsize
+    except (KeyError, TypeError):
+        return
+    if tensor.data_type in FLOATS and prod(tensor.dims) * itemsize != len(tensor.raw_data):
+        raise InputError(
+            f"tensor {tensor.name!r} should hold {prod(tensor.dims) * itemsize} bytes "
+            f"but holds {len(tensor.raw_data)}; the file is damaged"
+        )
+
+
+def make(name: str, array: Any, data_type: int) -> TensorProto:
+    """A TensorProto of the given type with raw data."""
+    converted = np.ascontiguousarray(np.asarray(array).astype(dtype_of(data_type)))
+    tensor: onnx.TensorProto = numpy_helper.from_array(converted, name)
+    return tensor
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,69 @@
+"""Lifting: how each operator reads as a law of the algebra, or the reason why it cannot.
+
+`lift` looks a node up in `LIFT`; to teach onnxfuse an operator, write one function that returns
+a `Lifted` or a `Refusal` and add a row. Nothing is changed here, and no kernel is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from onnxfuse.lift.arithmetic import (
+    lift_add,
+    lift_batch_normalization,
+    lift_div,
+    lift_mul,
+    lift_neg,
+    lift_sub,
+    lift_sum,
+)
+from onnxfuse.lift.border import lift_scatter_nd
+from onnxfuse.lift.common import Lifted, View, operand_types_ok
+from onnxfuse.lift.shape import (
+    lift_concat,
+    lift_dropout,
+    lift_identity,
+    lift_pad,
+    lift_slice,
+    lift_split,
+    lift_transpose,
+)
+from onnxfuse.lift.window import lift_average_pool, lift_conv
+from onnxfuse.model.graph import Node
+from onnxfuse.refusal import Code, Refusal
+
+LIFT: Mapping[str, Callable[[Node, View], Lifted | Refusal | None]] = {
+    "Conv": lift_conv,
+    "AveragePool": lift_average_pool,
+    "BatchNormalization": lift_batch_normalization,
+    "Add": lift_add,
+    "Sub": lift_sub,
+    "Sum": lift_sum,
+    "Mul": lift_mul,
+    "Div": lift_div,
+    "Neg": lift_neg,
+    "Identity": lift_identity,
+    "Dropout": lift_dropout,
+    "Pad": lift_pad,
+    "Slice": lift_slice,
+    "Split": lift_split,
+    "Concat": lift_concat,
+    "ScatterND": lift_scatter_nd,
+    "Transpose": lift_transpose,
+}
+
+
+def lift(node: Node, view: View) -> Lifted | Refusal | None:
+    """How ``node`` reads in the algebra; ``None`` where it is no linear operator of tensors."""
+    row = LIFT.get(node.op_type)
+    if row is None or not node.standard or not operand_types_ok(node, view):
+        return None
+    if view.graph.opset < 7:
+        return Refusal(
+            Code.UNSUPPORTED, "the model's opset is older than 7; convert it first", node.label
+        )
+    lifted = row(node, view)
+    return lifted.at(node.label) if isinstance(lifted, Refusal) else lifted
+
+
+__all__ = ["LIFT", "Lifted", "View", "lift"]

@@ -1,0 +1,196 @@
+"""Identity, Dropout, Pad, Slice, Split, Concat, Transpose: taps of weight one.
+
+    Pad    a = −begin, zeros outside          Slice  a = +start, a step is a stride
+    Split  a selection of channels            Concat channels one behind the other
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxfuse.algebra import expression as ex
+from onnxfuse.algebra.geometry import Axis, Geometry
+from onnxfuse.algebra.laws import Alias, Concat, Convolve, Law, Pad, Permute, Select
+from onnxfuse.evaluate.tensor import slice_of, split_sizes
+from onnxfuse.lift.common import Lifted, View, unknown_shape
+from onnxfuse.model.graph import Node
+from onnxfuse.refusal import Code, Refusal
+
+_FAR = 2**31 - 1
+"""Slice ends from here on mean "to the end"."""
+
+
+def lift_identity(node: Node, view: View) -> Lifted | Refusal | None:
+    return Lifted.one(node, Alias(), node.inputs[0])
+
+
+def lift_dropout(node: Node, view: View) -> Lifted | Refusal | None:
+    mode = node.input(2)
+    if mode and not view.constants.known(mode):
+        return view.dynamic(mode, "its training_mode")
+    if mode and np.any(view.constants.value(mode)):
+        return Refusal(
+            Code.TRAINING, "it is in training mode and random; export the model after .eval()"
+        )
+    if any(view.graph.consumers.get(out) or view.graph.read_outside(out)
+           for out in node.outputs[1:] if out):
+        return Refusal(Code.UNSUPPORTED, "its mask is used")
+    return Lifted.one(node, Alias(), node.inputs[0])
+
+
+def lift_pad(node: Node, view: View) -> Lifted | Refusal | None:
+    if node.attributes.get("mode", "constant") != "constant":
+        return Refusal(
+            Code.UNSUPPORTED, f"{node.attributes['mode']} padding repeats data; only zeros fuse"
+        )
+    shape = view.shape(node.inputs[0])
+    if shape is None:
+        return unknown_shape(node.inputs[0])
+    rank = len(shape)
+    amounts = node.attributes.get("pads")
+    amounts = view.ints(node, 1) if amounts is None else amounts
+    if amounts is None:
+        return view.dynamic(node.input(1), "its padding")
+    axes = list(range(rank))
+    if node.input(3):
+        given = view.ints(node, 3)
+        if given is None:
+            return view.dynamic(node.input(3), "its axes")
+        axes = [axis % rank for axis in given]
+    if len(amounts) != 2 * len(axes) or len(set(axes)) != len(axes):
+        return Refusal(Code.MALFORMED, "its pads do not fit its axes")
+    begins, ends = [0] * rank, [0] * rank
+    for axis, begin, end in zip(axes, amounts[: len(axes)], amounts[len(axes) :], strict=True):
+        begins[axis], ends[axis] = begin, end
+    if not any((*begins, *ends)):
+        return Lifted.one(node, Alias(), node.inputs[0])
+    value = node.input(2)
+    if value and not view.constants.known(value):
+        return view.dynamic(value, "its value")
+    literal = float(node.attributes.get("value", 0.0))
+    load = (lambda: view.float64(value)) if value else (lambda: np.array(literal))
+    law = Pad(tuple(begins), tuple(ends), load if value or literal else None)
+    return Lifted.one(node, law, node.inputs[0])
+
+
+def lift_slice(node: Node, view: View) -> Lifted | Refusal | None:
+    shape = view.shape(node.inputs[0])
+    if shape is None:
+        return unknown_shape(node.inputs[0])
+    settings = _slice_settings(node, view, len(shape))
+    if isinstance(settings, Refusal):
+        return settings
+    fixed = False
+    windows: dict[int, Axis] = {}
+    laws: list[Law] = []
+    for axis, (start, end, step) in settings.items():
+        size = shape[axis]
+        if step < 1:
+            return Refusal(Code.UNSUPPORTED, "it reverses an axis")
+        if size is not None:
+            run = slice_of(start, end, step, size)
+            start, end = run.start, max(run.stop, run.start)
+            if (start, end, step) == (0, size, 1):
+                continue
+            if start >= size or end <= start:
+                return Refusal(Code.MALFORMED, "it selects nothing")
+            fixed = fixed or settings[axis][1] < _FAR and settings[axis][1] >= 0
+            fixed = fixed or settings[axis][0] < 0
+            cropped = size - end
+        elif start < 0 or 0 <= end < _FAR:
+            return Refusal(
+                Code.UNKNOWN_SHAPE, "it counts from the other end of an axis of dynamic size"
+            )
+        else:
+            cropped = -end if end < 0 else 0
+            if (start, cropped, step) == (0, 0, 1):
+                continue
+        if axis == 0:
+            return Refusal(Code.BROADCAST, "it slices the batch")
+        if axis == 1 and size is not None and step == 1:
+            laws.append(Select(1, start, end))
+        else:
+            windows[axis] = Axis(step, 1, 1, start, -start - cropped - 1)
+    if not windows and not laws:
+        return Lifted.one(node, Alias(), node.inputs[0])
+    if windows and (laws or 1 in windows):
+        return Refusal(Code.UNSUPPORTED, "it slices channels and positions at once")
+    if laws:
+        return Lifted.one(node, laws[0], node.inputs[0])
+    channels = shape[1]
+    if channels is None:
+        return unknown_shape(node.inputs[0])
+    axes = tuple(windows.get(axis, Axis()) for axis in range(2, len(shape)))
+    kernel = ex.shift("Slice", Geometry(channels, channels, channels, axes))
+    return Lifted.one(node, Convolve(kernel), node.inputs[0], fixed=fixed)
+
+
+def _slice_settings(
+    node: Node, view: View, rank: int
+) -> dict[int, tuple[int, int, int]] | Refusal:
+    """Start, end and step by axis, from attributes or constant inputs."""
+    if "starts" in node.attributes:
+        starts, ends = node.attributes["starts"], node.attributes["ends"]
+        axes, steps = node.attributes.get("axes"), None
+    else:
+        for name in node.inputs[1:]:
+            if name and not view.constants.known(name):
+                return view.dynamic(name, "its bound")
+        found = [view.ints(node, position) for position in range(1, 5)]
+        if found[0] is None or found[1] is None:
+            return Refusal(Code.MALFORMED, "its starts or ends are missing")
+        starts, ends, axes, steps = found[0], found[1], found[2], found[3]
+    axes = list(range(len(starts))) if axes is None else [axis % rank for axis in axes]
+    steps = [1] * len(starts) if steps is None else steps
+    if not len(starts) == len(ends) == len(axes) == len(steps) or len(set(axes)) != len(axes):
+        return Refusal(Code.MALFORMED, "its starts, ends, axes and steps differ in length")
+    return {a: (s, e, t) for a, s, e, t in zip(axes, starts, ends, steps, strict=True)}
+
+
+def lift_split(node: Node, view: View) -> Lifted | Refusal | None:
+    shape = view.shape(node.inputs[0])
+    if shape is None:
+        return unknown_shape(node.inputs[0])
+    axis = node.attributes.get("axis", 0) % len(shape)
+    size = shape[axis]
+    if size is None:
+        return unknown_shape(node.inputs[0])
+    sizes = node.attributes.get("split")
+    if sizes is None and node.input(1):
+        sizes = view.ints(node, 1)
+        if sizes is None:
+            return view.dynamic(node.input(1), "its sizes")
+    if sizes is None:
+        sizes = split_sizes(size, len(node.outputs))
+    if sum(sizes) != size or len(sizes) != len(node.outputs):
+        return Refusal(Code.MALFORMED, "its sizes do not add up")
+    laws: dict[str, Law] = {}
+    start = 0
+    for name, part in zip(node.outputs, sizes, strict=True):
+        if name and part > 0:
+            laws[name] = Select(axis, start, start + part)
+        start += part
+    return Lifted(node, (node.inputs[0],), laws)
+
+
+def lift_concat(node: Node, view: View) -> Lifted | Refusal | None:
+    if any(view.constants.known(name) for name in node.inputs):
+        return Refusal(Code.UNSUPPORTED, "it joins a constant to data")
+    shapes = [view.shape(name) for name in node.inputs]
+    for name, shape in zip(node.inputs, shapes, strict=True):
+        if shape is None:
+            return unknown_shape(name)
+    rank = len(shapes[0] or ())
+    if len(node.inputs) == 1:
+        return Lifted.one(node, Alias(), node.inputs[0])
+    return Lifted.one(node, Concat(node.attributes.get("axis", 0) % rank), *node.inputs)
+
+
+def lift_transpose(node: Node, view: View) -> Lifted | Refusal | None:
+    shape = view.shape(node.inputs[0])
+    if shape is None:
+        return unknown_shape(node.inputs[0])
+    permutation = node.attributes.get("perm") or list(range(len(shape)))[::-1]
+    if permutation == list(range(len(shape))):
+        return Lifted.one(node, Alias(), node.inputs[0])
+    return Lifted.one(node, Permute(tuple(permutation)), node.inputs[0])

@@ -1,0 +1,131 @@
+"""Conv and AveragePool: maps with a window.
+
+    Conv         y[o, p] = b[o] + Σ_{c,t} K[o, c, t] · x[c, s·p − begin + d·t]
+    AveragePool  the same with K = 1/Πk on each channel, where pads count as zeros
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+
+from onnxfuse.algebra import expression as ex
+from onnxfuse.algebra.geometry import Axis, Geometry, Lengths
+from onnxfuse.algebra.laws import Convolve
+from onnxfuse.lift.common import Lifted, View, unknown_shape
+from onnxfuse.model.graph import Node
+from onnxfuse.refusal import Code, Refusal
+
+
+def lift_conv(node: Node, view: View) -> Lifted | Refusal | None:
+    weight, bias = node.input(1), node.input(2)
+    if not view.constants.known(weight):
+        return view.dynamic(weight, "its kernel")
+    if bias and not view.constants.known(bias):
+        return view.dynamic(bias, "its bias")
+    shape = view.constants.shape(weight)
+    if shape is None or len(shape) not in (3, 4, 5) or None in shape:
+        return Refusal(Code.MALFORMED, "its kernel has no usable shape")
+    out, per_group, *kernel = (int(size or 0) for size in shape)
+    groups = node.attributes.get("group", 1)
+    if groups < 1 or out % groups or min(out, per_group, *kernel) < 1:
+        return Refusal(Code.MALFORMED, f"group={groups} does not fit a kernel of shape {shape}")
+    if node.attributes.get("kernel_shape", kernel) != kernel:
+        return Refusal(Code.MALFORMED, "kernel_shape differs from the shape of its kernel")
+    axes = _axes(node, view, kernel)
+    if isinstance(axes, Refusal):
+        return axes
+    geometry = Geometry(per_group * groups, out, groups, axes)
+    name = "×".join(str(k) for k in kernel)
+    k = ex.leaf(f"Conv{name}", geometry, lambda: view.float64(weight))
+    b = ex.vector("b", out, lambda: view.float64(bias)) if bias else None
+    return Lifted.one(node, Convolve(k, b), node.inputs[0], fixed=_fixed(node, axes))
+
+
+def lift_average_pool(node: Node, view: View) -> Lifted | Refusal | None:
+    shape = view.shape(node.inputs[0])
+    if shape is None or shape[1] is None:
+        return unknown_shape(node.inputs[0])
+    kernel = node.attributes.get("kernel_shape", [])
+    if len(kernel) != len(shape) - 2 or min(kernel, default=0) < 1:
+        return Refusal(Code.MALFORMED, "kernel_shape does not fit its input")
+    axes = _axes(node, view, kernel)
+    if isinstance(axes, Refusal):
+        return axes
+    padded = any(axis.pads != (0, 0) for axis in axes)
+    if padded and not node.attributes.get("count_include_pad", 0):
+        return Refusal(
+            Code.EXCLUDE_PAD,
+            "it leaves padding out of its average (count_include_pad=0), which no convolution "
+            "does at the border",
+        )
+    if node.attributes.get("ceil_mode", 0) and not _exact_fit(axes, shape[2:]):
+        return Refusal(Code.CEIL_MODE, "ceil_mode may let its last window overhang the input")
+    channels = shape[1]
+    geometry = Geometry(channels, channels, channels, axes)
+    name = "×".join(str(k) for k in kernel)
+    k = ex.leaf(
+        f"AvgPool{name}", geometry, lambda: np.full(geometry.kernel_shape, 1 / prod(kernel))
+    )
+    ceil = bool(node.attributes.get("ceil_mode", 0))
+    return Lifted.one(node, Convolve(k), node.inputs[0], fixed=ceil or _fixed(node, axes))
+
+
+def _exact_fit(axes: tuple[Axis, ...], lengths: Lengths) -> bool:
+    """Whether no window overhangs: (X + T) is a multiple of the stride on every axis."""
+    return all(
+        axis.stride == 1 or (x is not None and (x + axis.slack) % axis.stride == 0)
+        for axis, x in zip(axes, lengths, strict=True)
+    )
+
+
+def _fixed(node: Node, axes: tuple[Axis, ...]) -> bool:
+    same = node.attributes.get("auto_pad", "NOTSET").startswith("SAME")
+    return same and any(axis.stride > 1 for axis in axes)
+
+
+def _axes(node: Node, view: View, kernel: list[int]) -> tuple[Axis, ...] | Refusal:
+    """The axes of a window, with ``auto_pad`` made explicit where the sizes decide it."""
+    rank = len(kernel)
+    strides = node.attributes.get("strides") or [1] * rank
+    dilations = node.attributes.get("dilations") or [1] * rank
+    pads = node.attributes.get("pads") or [0] * (2 * rank)
+    if not len(strides) == len(dilations) == len(pads) // 2 == rank or len(pads) % 2:
+        return Refusal(Code.MALFORMED, "strides, dilations or pads do not fit its kernel")
+    if min(*strides, *dilations) < 1:
+        return Refusal(Code.MALFORMED, "a stride or dilation is not positive")
+    mode = node.attributes.get("auto_pad", "NOTSET")
+    shape = view.shape(node.inputs[0])
+    lengths: Lengths = (None,) * rank if shape is None else shape[2:]
+    if len(lengths) != rank:
+        return Refusal(Code.MALFORMED, "its kernel does not fit the rank of its input")
+    axes = []
+    for i, (k, s, d, x) in enumerate(zip(kernel, strides, dilations, lengths, strict=True)):
+        begin, end = pads[i], pads[i + rank]
+        if mode == "VALID":
+            begin = end = 0
+        elif mode in ("SAME_UPPER", "SAME_LOWER"):
+            total = same_padding(d * (k - 1) + 1, s, x)
+            if total is None:
+                return Refusal(
+                    Code.PARITY,
+                    f"auto_pad={mode} at stride {s} pads by the size of the input, which is "
+                    "dynamic; export with fixed sizes",
+                )
+            begin = total // 2 if mode == "SAME_UPPER" else total - total // 2
+            end = total - begin
+        elif mode not in ("NOTSET", ""):
+            return Refusal(Code.UNSUPPORTED, f"auto_pad={mode} is unknown")
+        axes.append(Axis.window(k, stride=s, dilation=d, begin=begin, end=end))
+    return tuple(axes)
+
+
+def same_padding(extent: int, stride: int, x: int | None) -> int | None:
+    """The total padding of TensorFlow's SAME, ``None`` where it depends on an unknown size.
+
+    It depends on ``X mod stride`` alone: ``max(extent − (X mod stride or stride), 0)``.
+    """
+    residues = range(stride) if x is None else (x % stride,)
+    totals = {max(extent - (residue or stride), 0) for residue in residues}
+    return totals.pop() if len(totals) == 1 else None

@@ -1,0 +1,207 @@
+"""The problem a plan solves: tensors, the laws between them, and what must stay.
+
+A tensor is *required* if something outside the algebra reads it: an operator that is not
+lifted, a graph output, another scope. Everything else exists only for the sake of those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+
+from onnxfuse.algebra.form import Facts, Form, Source
+from onnxfuse.algebra.laws import Convolve, Law
+from onnxfuse.lift import Lifted, View, lift
+from onnxfuse.lift.activations import activation_nodes
+from onnxfuse.model.graph import Node
+from onnxfuse.model.tensors import FLOATS, dtype_of
+from onnxfuse.planning import cost
+from onnxfuse.planning.cost import Cost
+from onnxfuse.refusal import Code, Refusal
+
+FREE = {"Identity", "Dropout"}
+"""Operators that runtimes remove themselves; alone they are no reason to change a file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How one tensor comes about: a law over operands."""
+
+    tensor: str
+    lifted: Lifted
+    law: Law
+    position: int
+
+    @property
+    def node(self) -> Node:
+        return self.lifted.node
+
+
+class Problem:
+    """Steps by tensor, sources, facts and costs of one model."""
+
+    def __init__(
+        self, view: View, admitted: Callable[[str], bool], pinned: frozenset[str] = frozenset()
+    ) -> None:
+        self.view = view
+        self.steps: dict[str, Step] = {}
+        self.refusals: list[Refusal] = []
+        self._sources: dict[str, Source | None] = {}
+        self._lift_all(admitted)
+        auxiliary = self._auxiliary()
+        self.steps = {t: s for t, s in self.steps.items() if s.node.index not in auxiliary}
+        self.required = pinned | {
+            tensor for tensor in self.steps if self._read_outside(tensor, auxiliary)
+        }
+        self.facts = Facts(self._roundoff())
+        self.kernel_users = self._kernel_users()
+
+    def _lift_all(self, admitted: Callable[[str], bool]) -> None:
+        guarded = activation_nodes(self.view)
+        for position, node in enumerate(self.view.graph.order):
+            found = lift(node, self.view)
+            if found is None:
+                continue
+            if isinstance(found, Lifted) and not admitted(node.label):
+                found = Refusal(Code.EXCLUDED, "left out by --only or --except", node.label)
+            elif isinstance(found, Lifted) and node.index in guarded:
+                form = guarded[node.index]
+                found = Refusal(
+                    Code.ACTIVATION,
+                    f"it completes a {form} written out in nodes, which runtimes recognise",
+                    node.label,
+                )
+            if isinstance(found, Refusal):
+                self.refusals.append(found)
+                continue
+            for tensor, law in found.laws.items():
+                self.steps[tensor] = Step(tensor, found, law, position)
+
+    def _reads_data(self, reader: Node, tensor: str) -> bool:
+        """Whether a lifted node has ``tensor`` among its operands."""
+        return any(
+            out in self.steps and tensor in self.steps[out].lifted.operands
+            for out in reader.outputs
+        )
+
+    def _auxiliary(self) -> set[int]:
+        """Nodes whose results only tell lifted nodes what to do: shapes, indices, constants."""
+        graph = self.view.graph
+        found: set[int] = set()
+        for node in reversed(graph.order):
+            if any(graph.read_outside(out) for out in node.outputs if out):
+                continue
+            readers = [(r, out) for out in node.outputs for r in graph.consumers.get(out, [])]
+            if all(
+                reader.index in found
+                or (self._lifted(reader) and not self._reads_data(reader, out))
+                for reader, out in readers
+            ):
+                found.add(node.index)
+        return found
+
+    def _lifted(self, node: Node) -> bool:
+        return any(out in self.steps for out in node.outputs)
+
+    def shared_outputs(self, step: Step) -> bool:
+        """Whether another output of the step's node is in use, so that the node must stay."""
+        graph = self.view.graph
+        return any(
+            out != step.tensor and (graph.consumers.get(out) or graph.read_outside(out))
+            for out in step.node.outputs
+            if out
+        )
+
+    def _read_outside(self, tensor: str, auxiliary: set[int]) -> bool:
+        """Whether something other than lifted nodes needs a tensor."""
+        graph = self.view.graph
+        return graph.read_outside(tensor) or any(
+            reader.index not in auxiliary and not self._reads_data(reader, tensor)
+            for reader in graph.consumers.get(tensor, [])
+        )
+
+    def _roundoff(self) -> float:
+        kinds = {self.view.shapes.type_of(tensor) for tensor in self.steps}
+        return min((FLOATS[kind] for kind in kinds if kind in FLOATS), default=2.0**-24)
+
+    def _kernel_users(self) -> dict[str, int]:
+        """How many convolutions use each stored kernel; Identity copies count as one tensor."""
+        users: dict[str, int] = {}
+        for node in self.view.graph.nodes:
+            if len(node.inputs) > 1 and node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+                name = self.kernel_name(node)
+                users[name] = users.get(name, 0) + 1
+        return users
+
+    def kernel_name(self, node: Node) -> str:
+        name = node.inputs[1]
+        producer = self.view.graph.producer.get(name)
+        while producer is not None and producer.op_type == "Identity":
+            name = producer.inputs[0]
+            producer = self.view.graph.producer.get(name)
+        return name
+
+    def source(self, tensor: str) -> Source | None:
+        """A tensor as it stands, if its rank and channels are known."""
+        if tensor not in self._sources:
+            shape = self.view.shape(tensor)
+            known = shape is not None and 2 <= len(shape) <= 5 and shape[1] is not None
+            self._sources[tensor] = (
+                Source(tensor, shape[1], shape[2:]) if known and shape and shape[1] else None
+            )
+        return self._sources[tensor]
+
+    def bare(self, tensor: str) -> Form | None:
+        source = self.source(tensor)
+        return None if source is None else Form.of(source)
+
+    def itemsize(self, tensor: str) -> int:
+        return dtype_of(self.view.shapes.type_of(tensor)).itemsize
+
+    def lengths(self, source: Source) -> tuple[int, ...]:
+        """Spatial lengths to count at: certain ones, else nominal ones."""
+        nominal = self.view.shapes.nominal.get(source.name, ())[2:]
+        padded = [*nominal, *[None] * len(source.lengths)]
+        return tuple(
+            certain if certain is not None else guess or cost.UNKNOWN_LENGTH
+            for certain, guess in zip(source.lengths, padded, strict=False)
+        )
+
+    def batch(self, tensor: str) -> int:
+        shape = self.view.shapes.nominal.get(tensor)
+        return (shape[0] if shape else None) or 1
+
+    def elements(self, tensor: str) -> int:
+        shape = self.view.shapes.nominal.get(tensor, ())
+        return prod(size if size is not None else cost.UNKNOWN_LENGTH for size in shape)
+
+    def original_cost(self, step: Step) -> Cost:
+        """What the node costs as it stands in the file (a share, if it has several outputs)."""
+        node = step.node
+        if node.op_type in FREE:
+            return Cost()
+        if isinstance(step.law, Convolve) and node.op_type in ("Conv", "AveragePool"):
+            source = self.source(step.lifted.operands[0])
+            if source is not None:
+                return cost.convolution(
+                    step.law.kernel.geometry,
+                    self.lengths(source),
+                    self.batch(source.name),
+                    self.itemsize(step.tensor),
+                    pool=node.op_type == "AveragePool",
+                )
+        reads = [self.elements(name) for name in step.lifted.operands]
+        if len(step.lifted.laws) > 1:
+            reads = [self.elements(step.tensor)]
+        return cost.passes(
+            *reads, self.elements(step.tensor), itemsize=self.itemsize(step.tensor)
+        )
+
+
+def steps_by_node(steps: Mapping[str, Step]) -> dict[int, list[Step]]:
+    """The steps of each node, by the node's index."""
+    found: dict[int, list[Step]] = {}
+    for step in steps.values():
+        found.setdefault(step.node.index, []).append(step)
+    return found

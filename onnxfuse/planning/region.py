@@ -1,0 +1,216 @@
+"""A region: one tensor as an expression over the tensors where it was cut.
+
+`expand` walks back from a root to the nearest cuts, then applies the laws forward. Where a law
+does not hold, the operand is cut there for that reader, and the refusal is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from onnxfuse.algebra.form import Form
+from onnxfuse.algebra.geometry import Geometry
+from onnxfuse.algebra.laws import Convolve
+from onnxfuse.planning.cost import Cost
+from onnxfuse.planning.cover import Affine, Cover, cover
+from onnxfuse.planning.problem import Problem, Step
+from onnxfuse.refusal import Code, Refusal
+
+MAX_TENSORS = 4096
+"""Regions are cut at this many tensors."""
+MAX_GROWTH = 16
+"""A form that costs this many times what it was made from is cut where it stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """How one materialised tensor is computed: ``cover`` is ``None`` where its node stays."""
+
+    root: Step
+    interior: tuple[Step, ...]
+    sources: tuple[str, ...]
+    cover: Cover | None
+    cost: Cost
+    excess: int
+    obstacles: tuple[Refusal, ...] = ()
+
+    @property
+    def replaced(self) -> bool:
+        return self.cover is not None
+
+    @property
+    def key(self) -> tuple[int, int, int]:
+        """What the search compares: broken policy, estimated time, nodes changed."""
+        return self.excess, self.cost.time, len(self.interior) if self.replaced else 0
+
+
+def keep(step: Step, problem: Problem, obstacles: Sequence[Refusal] = ()) -> Region:
+    """The region of a node that stays as it is."""
+    sources = tuple(dict.fromkeys(step.lifted.operands))
+    return Region(step, (step,), sources, None, problem.original_cost(step), 0, tuple(obstacles))
+
+
+def expand(root: Step, is_cut: Callable[[str], bool], problem: Problem) -> Region:
+    """The cheapest expression of ``root`` over the nearest cuts, or its node as it stands."""
+    inside = _collect(root, is_cut, problem)
+    if len(inside) == 1 or problem.shared_outputs(root):
+        return keep(root, problem)
+    walk = _Forward(root, inside, problem)
+    form = walk.run()
+    if form is None:
+        return keep(root, problem, walk.obstacles)
+    interior, sources = walk.used()
+    if len({step.node.index for step in interior}) == 1:
+        return keep(root, problem, walk.obstacles)
+    budget = old_counts(interior, problem)
+    found = cover(form, problem, _affine(interior), budget)
+    if found is None or root.tensor in form.sources:
+        return keep(root, problem, walk.obstacles)
+    excess = max(found.cost.macs - budget.macs, 0)
+    excess += max(found.cost.parameters - budget.parameters, 0)
+    return Region(
+        root, interior, sources, found, found.cost, excess, tuple(walk.obstacles)
+    )
+
+
+def old_counts(interior: Sequence[Step], problem: Problem) -> Cost:
+    """What a region's nodes cost now and would no longer cost, ``interior[-1]`` being its root.
+
+    A node whose result something else needs stays, so it frees nothing.
+    """
+    root = interior[-1]
+    return freed_counts(
+        [s for s in interior if s is root or s.tensor not in problem.required], problem
+    )
+
+
+def freed_counts(steps: Sequence[Step], problem: Problem) -> Cost:
+    """What dropping these nodes saves; a kernel that other convolutions use stays in the file."""
+    total = Cost()
+    kernels: dict[str, int] = {}
+    for step in steps:
+        price = problem.original_cost(step)
+        if step.node.op_type == "Conv":
+            name = problem.kernel_name(step.node)
+            kernels[name] = kernels.get(name, 0) + 1
+            if kernels[name] != problem.kernel_users[name]:
+                price = Cost(price.macs, 0, price.time)
+        total += price
+    return total
+
+
+def conv_geometry(step: Step) -> Geometry | None:
+    """The geometry of a step that is a Conv node."""
+    if step.node.op_type == "Conv" and isinstance(step.law, Convolve):
+        return step.law.kernel.geometry
+    return None
+
+
+def _affine(interior: Sequence[Step]) -> Affine:
+    """A per-channel map stays what the region had it as."""
+    geometries = [conv_geometry(step) for step in interior]
+    if any(geometry is not None and geometry.per_channel for geometry in geometries):
+        return "Conv"
+    if any(step.node.op_type == "BatchNormalization" for step in interior):
+        return "BatchNormalization"
+    return "Mul"
+
+
+def _collect(root: Step, is_cut: Callable[[str], bool], problem: Problem) -> dict[str, Step]:
+    """The steps between ``root`` and the cuts, in topological order."""
+    found = {root.tensor: root}
+    stack = [root]
+    while stack and len(found) < MAX_TENSORS:
+        for name in stack.pop().lifted.operands:
+            step = problem.steps.get(name)
+            if step is not None and name not in found and not is_cut(name):
+                found[name] = step
+                stack.append(step)
+    return dict(sorted(found.items(), key=lambda item: item[1].position))
+
+
+class _Forward:
+    """One forward pass of the laws over a region's steps."""
+
+    def __init__(self, root: Step, inside: dict[str, Step], problem: Problem) -> None:
+        self.root = root
+        self.inside = inside
+        self.problem = problem
+        self.obstacles: list[Refusal] = []
+        self.forms: dict[str, Form] = {}
+        self.effort: dict[str, int] = {}
+        self.through: dict[str, tuple[str, ...]] = {}
+
+    def run(self) -> Form | None:
+        """The root's form; ``None`` where no law gives it one."""
+        for name, step in self.inside.items():
+            form = self._apply(step)
+            if form is not None and name != self.root.tensor and self._too_large(step, form):
+                self._obstacle(
+                    Refusal(Code.COST, f"composing it costs more than {MAX_GROWTH} times as much"),
+                    step,
+                )
+                form = None
+            if form is not None:
+                self.forms[name] = form
+        return self.forms.get(self.root.tensor)
+
+    def _obstacle(self, refusal: Refusal, step: Step) -> None:
+        if len(self.obstacles) < 64:
+            self.obstacles.append(refusal.at(step.node.label))
+
+    def _apply(self, step: Step) -> Form | None:
+        """The step's form: through all operands, else with one of them cut, else with all."""
+        names = step.lifted.operands
+        inner = [name for name in dict.fromkeys(names) if name in self.forms]
+        choices = [frozenset(inner)]
+        if len(inner) > 1:
+            choices += [frozenset(inner) - {name} for name in inner]
+        if inner:
+            choices.append(frozenset())
+        for index, choice in enumerate(choices):
+            operands = [
+                self.forms[name] if name in choice else self.problem.bare(name) for name in names
+            ]
+            if any(operand is None for operand in operands):
+                continue
+            result = step.law.apply([o for o in operands if o is not None], self.problem.facts)
+            if isinstance(result, Form):
+                self.through[step.tensor] = tuple(name for name in inner if name in choice)
+                return result
+            if index == 0:
+                self._obstacle(result, step)
+        return None
+
+    def _too_large(self, step: Step, form: Form) -> bool:
+        """Whether the form's work outgrew that of the nodes it stands for."""
+        positions = self.problem.elements(step.tensor) // max(form.channels, 1)
+        effort = sum(t.kernel.geometry.parameters for t in form.terms) * positions
+        own = self.problem.original_cost(step)
+        made_of = own.macs or own.time // 10
+        made_of += sum(self.effort.get(name, 0) for name in step.lifted.operands)
+        self.effort[step.tensor] = made_of
+        return effort > MAX_GROWTH * max(made_of, 1)
+
+    def used(self) -> tuple[tuple[Step, ...], tuple[str, ...]]:
+        """The steps the root's form passes through, in order, and the tensors it starts from."""
+        seen = {self.root.tensor}
+        stack = [self.root.tensor]
+        sources: dict[str, None] = {}
+        while stack:
+            name = stack.pop()
+            through = self.through[name]
+            for operand in self.inside[name].lifted.operands:
+                if operand not in through:
+                    sources[operand] = None
+                elif operand not in seen:
+                    seen.add(operand)
+                    stack.append(operand)
+        interior = tuple(step for name, step in self.inside.items() if name in seen)
+        return interior, tuple(sources)
+
+
+def labels(interior: Sequence[Step]) -> tuple[str, ...]:
+    """The names of the nodes of a region, each once."""
+    return tuple(dict.fromkeys(step.node.label for step in interior))

@@ -1,0 +1,363 @@
+"""The search for the cheapest plan.
+
+A plan is a set of *cuts*: tensors that stay in the graph although only the algebra reads them.
+Given the cuts, every tensor that must exist has one expression over the nearest cuts, and that
+expression has a price. The search starts from few cuts (where a sum joins maps of unrelated
+tensors, merging across it seldom pays) and then toggles cuts, each for all its readers at once,
+while the total falls. Totals are recounted as a set: a tensor that nobody needs any more costs
+nothing, and one that is needed anyway is free to read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from onnxfuse.algebra.laws import Concat, Sum
+from onnxfuse.planning.cost import Cost
+from onnxfuse.planning.problem import Problem, Step
+from onnxfuse.planning.region import (
+    Region,
+    conv_geometry,
+    expand,
+    freed_counts,
+    keep,
+    old_counts,
+)
+from onnxfuse.refusal import Code, Refusal
+
+SWEEPS = 3
+"""How often every region's cuts are tried again."""
+MAX_MOVES = 64
+"""Regions with more tensors than this keep the cuts they start with."""
+MAX_ORIGINS = 8
+"""Sums over more sources than this start cut."""
+MAX_AFFECTED = 256
+"""A cut that more regions than this read is not toggled."""
+
+Key = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Cuts to add and to remove, and a node to keep or to release."""
+
+    add: frozenset[str] = frozenset()
+    drop: frozenset[str] = frozenset()
+    keep: str = ""
+    release: str = ""
+
+    @property
+    def tensors(self) -> set[str]:
+        return {*self.add, *self.drop, *filter(None, (self.keep, self.release))}
+
+
+@dataclass(frozen=True, slots=True)
+class Undo:
+    """What stood before a move."""
+
+    before: dict[str, Region | None]
+    tensors: set[str]
+    cuts: frozenset[str]
+    kept: frozenset[str]
+
+
+@dataclass
+class State:
+    """Cuts, kept nodes, and the regions they imply; ``needs`` counts readers of each tensor."""
+
+    problem: Problem
+    cuts: set[str]
+    kept: set[str] = field(default_factory=set)
+    forbidden: frozenset[str] = frozenset()
+    regions: dict[str, Region] = field(default_factory=dict)
+    needs: dict[str, int] = field(default_factory=dict)
+    touching: dict[str, set[str]] = field(default_factory=dict)
+
+    def region(self, tensor: str) -> Region:
+        step = self.problem.steps[tensor]
+        if tensor in self.kept:
+            return keep(step, self.problem)
+        return expand(step, self.cuts.__contains__, self.problem)
+
+    def settle(self, roots: Iterable[str]) -> dict[str, Region | None]:
+        """Recompute ``roots`` and whatever becomes needed or unneeded; what stood before."""
+        before: dict[str, Region | None] = {}
+        queue = list(roots)
+        while queue:
+            tensor = queue.pop()
+            old = self.regions.get(tensor)
+            wanted = tensor in self.problem.required or self.needs.get(tensor, 0) > 0
+            new = self.region(tensor) if wanted else None
+            before.setdefault(tensor, old)
+            self._replace(tensor, old, new)
+            for name in {*(old.sources if old else ()), *(new.sources if new else ())}:
+                if name not in self.problem.steps:
+                    continue
+                needed = name in self.problem.required or self.needs.get(name, 0) > 0
+                if needed != (name in self.regions):
+                    queue.append(name)
+        return before
+
+    def adopt(self, tensor: str, region: Region) -> None:
+        """Take ``region`` for a tensor, and drop what is no longer needed."""
+        before = self.regions[tensor]
+        self._replace(tensor, before, region)
+        self.settle(n for n in before.sources + region.sources if n in self.problem.steps)
+
+    def make(self, move: Move) -> Undo | None:
+        """Make a move; ``None`` where it touches no region or too many."""
+        affected = set().union(*(self.touching.get(name, set()) for name in move.tensors))
+        affected &= self.regions.keys()
+        if not affected or len(affected) > MAX_AFFECTED:
+            return None
+        tensors = move.tensors
+        cuts, kept = frozenset(self.cuts & tensors), frozenset(self.kept & tensors)
+        self.cuts |= move.add
+        self.cuts -= move.drop
+        self.kept |= {move.keep} - {""}
+        self.kept.discard(move.release)
+        return Undo(self.settle(sorted(affected)), tensors, cuts, kept)
+
+    def restore(self, undo: Undo) -> None:
+        for tensor, region in undo.before.items():
+            self._replace(tensor, self.regions.get(tensor), region)
+        self.cuts -= undo.tensors
+        self.cuts |= undo.cuts
+        self.kept -= undo.tensors
+        self.kept |= undo.kept
+
+    def _replace(self, tensor: str, old: Region | None, new: Region | None) -> None:
+        for name in old.sources if old else ():
+            self.needs[name] -= 1
+        for name in new.sources if new else ():
+            self.needs[name] = self.needs.get(name, 0) + 1
+        for name in _touched(old):
+            self.touching[name].discard(tensor)
+        for name in _touched(new):
+            self.touching.setdefault(name, set()).add(tensor)
+        if new is None:
+            self.regions.pop(tensor, None)
+        else:
+            self.regions[tensor] = new
+
+
+def _touched(region: Region | None) -> Iterator[str]:
+    if region is not None:
+        yield from region.sources
+        yield from (step.tensor for step in region.interior)
+
+
+def solve(problem: Problem, forbidden: frozenset[str] = frozenset()) -> dict[str, Region]:
+    """The regions of the cheapest plan found, by the tensor each one computes.
+
+    The nodes of ``forbidden`` tensors stay as they are.
+    """
+    state = State(problem, _first_cuts(problem) | forbidden, set(forbidden), forbidden)
+    state.settle(problem.required)
+    for _ in range(SWEEPS):
+        if not any([_improve(state, tensor) for tensor in _by_position(state)]):
+            break
+    for _ in range(SWEEPS):
+        if not _enforce_policy(state):
+            break
+    _prefer_present_tensors(state)
+    return {tensor: state.regions[tensor] for tensor in _by_position(state)}
+
+
+def _by_position(state: State) -> list[str]:
+    return sorted(state.regions, key=lambda t: (state.problem.steps[t].position, t))
+
+
+def _first_cuts(problem: Problem) -> set[str]:
+    """Required tensors; sums of maps that have no source in common, and what they sum."""
+    cuts = set(problem.required)
+    origins: dict[str, frozenset[str]] = {}
+    for name, step in sorted(problem.steps.items(), key=lambda item: item[1].position):
+        operands = [
+            frozenset({operand}) if operand in cuts or operand not in origins else origins[operand]
+            for operand in step.lifted.operands
+        ]
+        joined = frozenset().union(*operands)
+        apart = len(operands) > 1 and sum(map(len, operands)) == len(joined)
+        if (isinstance(step.law, Sum | Concat) and apart) or len(joined) > MAX_ORIGINS:
+            cuts.update((name, *step.lifted.operands))
+        origins[name] = joined
+    return cuts
+
+
+def _improve(state: State, tensor: str) -> bool:
+    """Take the best toggle around one region, while there is one; whether any was taken."""
+    improved = False
+    while True:
+        region = state.regions.get(tensor)
+        if region is None or len(region.interior) > MAX_MOVES:
+            return improved
+        gains = [(gain, move) for move in _moves(state, region) if (gain := _gain(state, move))]
+        if not gains:
+            return improved
+        best = min(gain for gain, _ in gains)
+        state.make(next(move for gain, move in gains if gain == best))
+        improved = True
+
+
+def _moves(state: State, region: Region) -> Iterator[Move]:
+    root = region.root.tensor
+    inner = [step.tensor for step in region.interior if step.tensor != root]
+    release = root if root in state.kept and root not in state.forbidden else ""
+    if release:
+        yield Move(release=root)
+    steps = state.problem.steps
+    for name in region.sources:
+        if name in state.cuts and name in steps and name not in state.forbidden:
+            yield Move(drop=frozenset({name}), release=release)
+            behind = state.cuts.intersection(steps[name].lifted.operands) & steps.keys()
+            if behind - state.forbidden:
+                yield Move(drop=frozenset({name, *behind}) - state.forbidden, release=release)
+    if region.replaced and not _unbeatable(region):
+        yield Move(add=frozenset(inner), keep=root)
+        for name in inner:
+            if name not in state.cuts:
+                yield Move(add=frozenset({name}))
+
+
+def _unbeatable(region: Region) -> bool:
+    """Whether the region is one operator no larger than the largest it replaces."""
+    if region.cover is None or region.excess or len(region.cover.terms) != 1:
+        return False
+    (term,) = region.cover.terms
+    size = term.kernel.geometry.parameters
+    old = [conv_geometry(step) for step in region.interior]
+    return not term.bare and any(g is not None and g.parameters >= size for g in old)
+
+
+def _gain(state: State, move: Move) -> Key | None:
+    """By how much a move changes the total of what it touches; ``None`` unless it falls."""
+    undo = state.make(move)
+    if undo is None:
+        return None
+    after = _total(state.regions.get(tensor) for tensor in undo.before)
+    state.restore(undo)
+    before = _total(undo.before.values())
+    gain = after[0] - before[0], after[1] - before[1], after[2] - before[2]
+    return gain if gain < (0, 0, 0) else None
+
+
+def _total(regions: Iterable[Region | None]) -> Key:
+    keys = [region.key for region in regions if region is not None]
+    return sum(k[0] for k in keys), sum(k[1] for k in keys), sum(k[2] for k in keys)
+
+
+def _enforce_policy(state: State) -> bool:
+    """Undo what costs more than the nodes it really frees; whether anything was undone."""
+    undone = False
+    for cluster in _clusters(state):
+        if not _pays(cluster, state):
+            undone = True
+            for region in cluster:
+                state.cuts |= {step.tensor for step in region.interior}
+                state.kept.add(region.root.tensor)
+            state.settle(region.root.tensor for region in cluster)
+    return undone
+
+
+def _clusters(state: State) -> list[list[Region]]:
+    """Replaced regions, those that share a node together: a shared node is freed once."""
+    owner: dict[str, list[Region]] = {}
+    for tensor in _by_position(state):
+        region = state.regions[tensor]
+        if not region.replaced:
+            continue
+        cluster = [region]
+        for step in region.interior:
+            met = owner.get(step.tensor)
+            if met is not None and met is not cluster:
+                small, cluster = (met, cluster) if len(met) < len(cluster) else (cluster, met)
+                cluster += small
+                for joined in small:
+                    owner.update({s.tensor: cluster for s in joined.interior})
+        owner.update({step.tensor: cluster for step in region.interior})
+    return list({id(cluster): cluster for cluster in owner.values()}.values())
+
+
+def _pays(cluster: list[Region], state: State) -> bool:
+    """Whether regions cost no more than the nodes that only they make superfluous."""
+    roots = {region.root.tensor for region in cluster}
+    freed = {
+        step.tensor: step
+        for region in cluster
+        for step in region.interior
+        if step.tensor in roots or step.tensor not in state.regions
+    }
+    old = freed_counts(list(freed.values()), state.problem)
+    new = sum((region.cost for region in cluster), Cost())
+    return new.macs <= old.macs and new.parameters <= old.parameters and new.time < old.time
+
+
+def _prefer_present_tensors(state: State) -> None:
+    """Read tensors that exist anyway, where that changes fewer nodes for the same cost."""
+    for tensor in _by_position(state):
+        region = state.regions.get(tensor)
+        if region is None or not region.replaced:
+            continue
+        present = {s.tensor for s in region.interior if s.tensor in state.regions}
+        present.discard(tensor)
+        if not present:
+            continue
+        step = state.problem.steps[tensor]
+        shorter = expand(step, (state.cuts | present).__contains__, state.problem)
+        if shorter.key < region.key:
+            state.adopt(tensor, shorter)
+            if any(not _pays(cluster, state) for cluster in _clusters(state)):
+                state.adopt(tensor, region)
+
+
+def refusals(state_regions: dict[str, Region], problem: Problem) -> list[Refusal]:
+    """Why linear neighbours stayed apart: one reason for each pair that could have met."""
+    found = list(problem.refusals)
+    for tensor, region in state_regions.items():
+        found += region.obstacles
+        blamed = {refusal.node for refusal in region.obstacles}
+        for name in region.sources:
+            step = problem.steps.get(name)
+            if step is None or step.node.label in blamed or region.root.node.label in blamed:
+                continue
+            reason = _why_apart(step, region, problem, tensor)
+            if reason is not None:
+                found.append(reason)
+    return list(dict.fromkeys(found))
+
+
+def _why_apart(step: Step, region: Region, problem: Problem, tensor: str) -> Refusal | None:
+    merged = expand(
+        region.root,
+        lambda t: t != step.tensor and (t in problem.required or t in region.sources),
+        problem,
+    )
+    label = region.root.node.label
+    if not merged.replaced:
+        return next(iter(merged.obstacles), None)
+    into = f"merging {step.node.label!r} into it"
+    if step.tensor in problem.required:
+        graph = problem.view.graph
+        alone = merged.cost.time < region.cost.time + problem.original_cost(step).time
+        if not alone:
+            return None
+        if graph.read_outside(step.tensor):
+            return Refusal(Code.GRAPH_OUTPUT, f"{step.tensor!r} is a graph output and stays", label)
+        return Refusal(Code.READER, f"{step.tensor!r} has another reader and stays", label)
+    old = old_counts(merged.interior, problem)
+    new = merged.cost
+    if new.macs > old.macs:
+        return Refusal(
+            Code.COST, f"{into} would take MACs from {old.macs:,} to {new.macs:,}", label
+        )
+    if new.parameters > old.parameters:
+        return Refusal(
+            Code.SHARED_KERNEL if old.parameters == 0 else Code.COST,
+            f"{into} would take kernel parameters from {old.parameters:,} to {new.parameters:,}",
+            label,
+        )
+    if new.time > old.time:
+        return Refusal(Code.COST, f"{into} is estimated to be slower", label)
+    return None

@@ -1,0 +1,93 @@
+"""onnxfuse: the branches of exported networks, merged into single convolutions.
+
+    >>> import onnxfuse
+    >>> model, report = onnxfuse.fuse("in.onnx")        # doctest: +SKIP
+    >>> print(onnxfuse.plan("in.onnx"))                 # doctest: +SKIP
+
+Importing this package is cheap; onnx is imported when a model is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from onnxfuse.errors import InputError, OnnxfuseError, ProofError
+from onnxfuse.records import Report
+from onnxfuse.version import __version__
+
+__all__ = [
+    "InputError",
+    "OnnxfuseError",
+    "ProofError",
+    "Report",
+    "__version__",
+    "fuse",
+    "plan",
+]
+
+
+def fuse(
+    model: Any,
+    *,
+    only: Sequence[str] = (),
+    without: Sequence[str] = (),
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    verify: bool = True,
+) -> tuple[Any, Report]:
+    """Fuse every linear region that can be fused exactly and more cheaply.
+
+    ``model`` is a path, an ``onnx.ModelProto`` or a ``gs.Graph``, and is never changed. Returns
+    the fused model (a ``gs.Graph`` for a ``gs.Graph``, else a ``ModelProto``) and the report.
+    ``only`` and ``without`` are globs over node names; ``input_shapes`` gives the sizes of
+    dynamic inputs for counting and for the whole-model run, which ``verify=False`` leaves out.
+    The proofs of the regions always run.
+
+    Raises `InputError` where the model cannot be used and `ProofError` where a fusion could not
+    be proved.
+    """
+    from onnxfuse import fusing
+
+    source, back = _accepted(model)
+    result = fusing.fuse_model(source, _options(only, without, input_shapes, verify))
+    return back(result.model), result.report
+
+
+def plan(
+    model: Any,
+    *,
+    only: Sequence[str] = (),
+    without: Sequence[str] = (),
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+) -> Report:
+    """What `fuse` would do to a model, and why not more; no kernel is read.
+
+    One thing only shows when weights are computed: a fused weight that is not finite in the
+    model's type. `fuse` leaves such a region alone; `plan` cannot know.
+    """
+    from onnxfuse import fusing
+
+    source, _ = _accepted(model)
+    return fusing.plan_model(source, _options(only, without, input_shapes, True))
+
+
+def _options(
+    only: Sequence[str],
+    without: Sequence[str],
+    input_shapes: Mapping[str, Sequence[int]] | None,
+    verify: bool,
+) -> Any:
+    from onnxfuse.fusing import Options
+
+    shapes = {name: tuple(shape) for name, shape in (input_shapes or {}).items()}
+    return Options(tuple(only), tuple(without), shapes, verify)
+
+
+def _accepted(model: Any) -> tuple[Any, Any]:
+    """The model in a form the pipeline reads, and how to give it back."""
+    if type(model).__module__.startswith("onnx_graphsurgeon"):
+        from onnxfuse.model import build
+
+        if build.is_graph(model):
+            return build.to_model(model), build.to_graph
+    return model, lambda fused: fused

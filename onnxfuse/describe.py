@@ -1,0 +1,111 @@
+"""Regions in words and counts, from the plan alone: what was there and what it becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from onnxfuse.algebra import geometry as geo
+from onnxfuse.algebra.form import Term
+from onnxfuse.algebra.geometry import Geometry
+from onnxfuse.model.graph import Node
+from onnxfuse.model.tensors import FLOATS
+from onnxfuse.model.totals import macs
+from onnxfuse.planning.cover import Cover, is_convolution
+from onnxfuse.planning.problem import Problem
+from onnxfuse.planning.region import Region, labels
+from onnxfuse.records import Counts, RegionError, RegionReport
+
+QUIET = ("Identity", "Transpose", "Dropout")
+
+
+def region(found: Region, problem: Problem, error: RegionError | None) -> RegionReport:
+    """The report of one replaced region."""
+    assert found.cover is not None
+    nodes = list({step.node.index: step.node for step in found.interior}.values())
+    operators = new_operators(found.cover, problem)
+    constant = found.cover.form.channels if found.cover.form.constant is not None else 0
+    return RegionReport(
+        root=found.root.tensor,
+        node=found.root.node.label,
+        nodes=labels(found.interior),
+        was=_kinds([n.op_type for n in nodes if n.op_type not in QUIET]) or "Identity",
+        became=_became(found.cover, operators),
+        expression=found.cover.form.text,
+        before=_old_counts(nodes, problem),
+        after=Counts(
+            nodes=len(operators),
+            conv=operators.count("Conv"),
+            batch_normalization=operators.count("BatchNormalization"),
+            parameters=found.cover.cost.parameters
+            + (constant if operators != ["Identity"] else 0),
+            macs=found.cover.cost.macs,
+        ),
+        error=error,
+    )
+
+
+def new_operators(cover: Cover, problem: Problem) -> list[str]:
+    """The operators that a cover is written with."""
+    found: list[str] = []
+    for term in cover.terms:
+        if is_convolution(term, cover.affine):
+            found += ["Slice"] * (term.ins != (0, term.source.channels)) + ["Conv"]
+        elif not term.bare:
+            found.append(cover.affine)
+    runs = len({term.outs for term in cover.tiles})
+    found += ["Add"] * (len(cover.tiles) - runs) + ["Concat"] * (runs > 1)
+    found += ["Add"] * (len(cover.whole) + bool(cover.tiles) - 1)
+    carried = "Conv" in found or "BatchNormalization" in found
+    if not problem.facts.zero(cover.form.constant) and not carried:
+        found.append("Add")
+    if not cover.form.in_base_layout:
+        found.append("Transpose")
+    return found or ["Identity"]
+
+
+def _became(cover: Cover, operators: Sequence[str]) -> str:
+    """``Conv 3×3`` and the like, with what else is left."""
+    convs = [
+        _conv(geo.materialise(t.kernel.geometry, t.source.lengths), t)
+        for t in cover.terms
+        if is_convolution(t, cover.affine)
+    ]
+    rest = _kinds([kind for kind in operators if kind != "Conv"])
+    return ", ".join([*convs, *([rest] if rest else [])])
+
+
+def _conv(geometry: Geometry, term: Term) -> str:
+    text = "Conv " + "×".join(map(str, geometry.taps))
+    if any(axis.stride > 1 for axis in geometry.axes):
+        text += "/" + ",".join(str(axis.stride) for axis in geometry.axes)
+    if geometry.groups > 1:
+        text += " depthwise" if geometry.depthwise else f" g{geometry.groups}"
+    return text
+
+
+def _kinds(op_types: Sequence[str]) -> str:
+    """``4 Conv, 2 Pad, AveragePool`` in order of first appearance."""
+    counts = {kind: op_types.count(kind) for kind in op_types}
+    return ", ".join(kind if n == 1 else f"{n} {kind}" for kind, n in counts.items())
+
+
+def _old_counts(nodes: Sequence[Node], problem: Problem) -> Counts:
+    kinds = [node.op_type for node in nodes]
+    constants = {name for node in nodes for name in node.inputs if name}
+    view = problem.view
+    return Counts(
+        nodes=len(nodes),
+        conv=kinds.count("Conv"),
+        batch_normalization=kinds.count("BatchNormalization"),
+        parameters=sum(parameters(name, problem) for name in constants),
+        macs=sum(macs(node, view.shapes, view.constants) for node in nodes),
+    )
+
+
+def parameters(name: str, problem: Problem) -> int:
+    """The elements of a floating-point constant; zero for anything else."""
+    view = problem.view
+    if not view.constants.known(name) or view.shapes.type_of(name) not in FLOATS:
+        return 0
+    return prod(size or 0 for size in view.constants.shape(name) or ())

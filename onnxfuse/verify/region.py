@@ -1,0 +1,350 @@
+"""The proof of a region: its nodes against their replacement, in float64.
+
+Both are run by the same NumPy evaluator, which shares nothing with the algebra. With unrounded
+weights they may differ by summation order alone:
+
+    |f − o| ≤ 2·γₙ·A,   γₙ = n·u / (1 − n·u),   u = 2⁻⁵³
+
+where ``n`` counts the summed terms on the way and ``A`` is the region evaluated on absolute
+values (Higham, Accuracy and Stability, §3.1). Weights are rounded once to the model's type,
+which is checked entry by entry. Border behaviour depends on the size modulo the stride, above
+the extents; so small sizes prove it for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from onnxfuse.algebra.form import Form
+from onnxfuse.errors import ProofError
+from onnxfuse.evaluate import evaluate
+from onnxfuse.evaluate.linear import LINEAR
+from onnxfuse.evaluate.tensor import TENSOR
+from onnxfuse.lift import View
+from onnxfuse.model.graph import Node
+from onnxfuse.realise import Replacement
+from onnxfuse.records import RegionError
+
+U = 2.0**-53
+SEED = 20_240_601
+
+Sizes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """How values are kept: ``store`` rounds every node's output; ``compute`` is the type."""
+
+    compute: Any
+    store: Any
+
+
+DOUBLE = Arithmetic(np.float64, np.float64)
+
+
+def prove(replacement: Replacement, view: View, kind: Any, roundoff: float) -> RegionError:
+    """Prove a replacement of type ``kind``; raises `ProofError` naming the region."""
+    label = replacement.region.root.node.label
+    _check_rounding(replacement, kind, roundoff, label)
+    terms = _summed_terms(replacement)
+    gamma = terms * U / (1 - terms * U)
+    worst, limit, tried = 0.0, 0.0, []
+    errors: list[tuple[float, float]] = []
+    for sizes in _sizes(replacement, view):
+        generator = np.random.default_rng(SEED)
+        inputs = {n: generator.standard_normal(shape) for n, shape in sizes.items()}
+        try:
+            expected = run_original(replacement, view, inputs, DOUBLE)
+        except ValueError:
+            continue  # the original itself rejects this size
+        actual = run_replacement(replacement, inputs, DOUBLE)
+        size = run_original(replacement, view, inputs, DOUBLE, magnitude=True)
+        allowed = 2 * gamma * size
+        if replacement.region.cover is not None and replacement.region.cover.form.matched:
+            allowed = allowed + 64 * roundoff * size
+        if actual.shape != expected.shape:
+            raise ProofError(
+                f"region {label!r}: the fused form gives shape {list(actual.shape)} where the "
+                f"original gives {list(expected.shape)}; please report this"
+            )
+        difference = np.abs(actual - expected)
+        if not np.all(difference <= allowed):
+            raise ProofError(
+                f"region {label!r}: the fused form differs by {difference.max():.3g} at input "
+                f"shapes {sizes}, where rounding allows {allowed.max():.3g}; please report this "
+                f"and leave the region out with --except {label!r}"
+            )
+        worst = max(worst, float(difference.max(initial=0)))
+        limit = max(limit, float(np.max(allowed, initial=0)))
+        tried += [shape for shape in sizes.values()]
+        errors.append(_measured(replacement, view, inputs, expected, kind))
+    if not tried:
+        raise ProofError(f"region {label!r}: no input size could be evaluated to prove it")
+    original, fused = (float(np.sqrt(np.mean(np.square(column)))) for column in zip(*errors))
+    return RegionError(worst, limit, original, fused, tuple(tried))
+
+
+def _measured(
+    replacement: Replacement, view: View, inputs: Mapping[str, Any], expected: Any, kind: Any
+) -> tuple[float, float]:
+    """Relative RMS errors of original and fused in the model's own arithmetic."""
+    compute = np.float32 if np.dtype(kind).itemsize < 4 else kind
+    arithmetic = Arithmetic(compute, kind)
+    rounded = {name: _round(array, arithmetic) for name, array in inputs.items()}
+    exact = {name: array.astype(np.float64) for name, array in rounded.items()}
+    reference = run_original(replacement, view, exact, DOUBLE)
+    scale = float(np.sqrt(np.mean(np.square(reference)))) or 1.0
+    results = (
+        run_original(replacement, view, rounded, arithmetic),
+        run_replacement(replacement, rounded, arithmetic),
+    )
+    first, second = (
+        float(np.sqrt(np.mean(np.square(r.astype(np.float64) - reference)))) / scale
+        for r in results
+    )
+    return first, second
+
+
+def _round(array: Any, arithmetic: Arithmetic) -> Any:
+    return np.asarray(array).astype(arithmetic.store).astype(arithmetic.compute)
+
+
+def _check_rounding(replacement: Replacement, kind: Any, roundoff: float, label: str) -> None:
+    tiny = float(_tiny(kind))
+    for array in replacement.arrays.values():
+        rounded = array.astype(kind).astype(np.float64)
+        if not np.all(np.abs(rounded - array) <= roundoff * np.abs(array) + tiny / 2):
+            raise ProofError(f"region {label!r}: a fused weight does not round to its own type")
+
+
+def _tiny(kind: Any) -> float:
+    """The smallest subnormal of a type."""
+    bits = {2: np.uint16, 4: np.uint32, 8: np.uint64}[np.dtype(kind).itemsize]
+    return float(np.array([1], bits).view(kind)[0])
+
+
+def _summed_terms(replacement: Replacement) -> int:
+    """Terms summed on the way to one output, of the original and of the replacement."""
+    count = 64
+    for step in replacement.region.interior:
+        kernel = getattr(step.law, "kernel", None)
+        count += prod(kernel.geometry.kernel_shape[1:]) if kernel is not None else 4
+    return count + sum(prod(a.shape[1:]) for a in replacement.arrays.values())
+
+
+def run_original(
+    replacement: Replacement,
+    view: View,
+    inputs: Mapping[str, Any],
+    arithmetic: Arithmetic,
+    *,
+    magnitude: bool = False,
+) -> Any:
+    """The root tensor by the nodes that stand in the file, from the region's sources.
+
+    With ``magnitude``, every constant and operation is replaced by its absolute counterpart.
+    """
+    values: dict[str, Any] = dict(inputs)
+    if magnitude:
+        values = {name: np.abs(array) for name, array in values.items()}
+    root = replacement.root
+    interior = {s.node.index for s in replacement.region.interior}
+    stack = [root]
+    while stack:
+        name = stack[-1]
+        if name in values:
+            stack.pop()
+            continue
+        node = view.graph.producer.get(name)
+        if view.constants.known(name):
+            values[name] = _constant(view.constants.value(name), arithmetic, magnitude)
+            continue
+        if node is None or not (node.index in interior or node.op_type in _AUXILIARY):
+            values[name] = UNKNOWN
+            continue
+        missing = [n for n in node.inputs if n and n not in values]
+        if missing:
+            stack += missing
+            continue
+        arrays = [values[n] if n else None for n in node.inputs]
+        outputs = _known_outputs(node, view, arrays, magnitude and node.index in interior)
+        for out, array in zip(node.outputs, outputs, strict=False):
+            values[out] = array if array is UNKNOWN else _stored(array, arithmetic)
+    return values[root]
+
+
+UNKNOWN = object()
+"""Stands for a value that depends on tensors outside the region, such as another tensor's size."""
+
+_AUXILIARY = {*TENSOR, *LINEAR, "Shape", "Size"} - {"Conv", "BatchNormalization", "AveragePool"}
+
+
+def _known_outputs(node: Node, view: View, arrays: list[Any], magnitude: bool) -> list[Any]:
+    """A node's outputs; a constant expanded to an unknown size is left to broadcast."""
+    if all(array is not UNKNOWN for array in arrays):
+        return _evaluate(node, view, arrays, magnitude)
+    shape = view.shape(node.outputs[0])
+    if node.op_type == "Expand" and arrays[0] is not UNKNOWN and shape is not None:
+        data = arrays[0]
+        return [data.reshape((1,) * (len(shape) - data.ndim) + data.shape)]
+    return [UNKNOWN] * len(node.outputs)
+
+
+def _stored(array: Any, arithmetic: Arithmetic) -> Any:
+    if array.dtype.kind != "f" or arithmetic.store == arithmetic.compute:
+        return array
+    return _round(array, arithmetic)
+
+
+def _constant(array: Any, arithmetic: Arithmetic, magnitude: bool) -> Any:
+    if array.dtype.kind not in "fV" and array.dtype.name != "bfloat16":
+        return np.asarray(array)
+    wide = np.asarray(array).astype(arithmetic.compute)
+    return np.abs(wide) if magnitude else wide
+
+
+def _evaluate(node: Node, view: View, arrays: list[Any], magnitude: bool) -> list[Any]:
+    if node.op_type in ("Shape", "Size"):
+        shape = np.array(np.shape(arrays[0]), np.int64)
+        if node.op_type == "Size":
+            return [np.array(shape.prod())]
+        return [shape[slice(node.attributes.get("start", 0), node.attributes.get("end"))]]
+    attributes = view.constants.attributes(node)
+    if not magnitude:
+        if node.op_type == "Split":
+            return _split(node, arrays)
+        return evaluate(node.op_type, attributes, arrays)
+    return _MAGNITUDE.get(node.op_type, _same)(node, attributes, arrays)
+
+
+def _same(node: Node, attributes: Any, arrays: list[Any]) -> list[Any]:
+    if node.op_type == "Split":
+        return _split(node, arrays)
+    return evaluate(node.op_type, attributes, arrays)
+
+
+def _split(node: Node, arrays: list[Any]) -> list[Any]:
+    axis = node.attributes.get("axis", 0)
+    sizes = node.attributes.get("split")
+    if sizes is None and len(arrays) > 1 and arrays[1] is not None:
+        sizes = [int(v) for v in arrays[1]]
+    if sizes is None:
+        chunk = -(-arrays[0].shape[axis] // len(node.outputs))
+        sizes = [chunk] * (len(node.outputs) - 1)
+        return list(np.split(arrays[0], np.cumsum(sizes), axis=axis))
+    return list(np.split(arrays[0], np.cumsum(sizes)[:-1], axis=axis))
+
+
+def _add(node: Node, attributes: Any, arrays: list[Any]) -> list[Any]:
+    return [arrays[0] + arrays[1]]
+
+
+def _positive_pad(node: Node, attributes: Any, arrays: list[Any]) -> list[Any]:
+    return evaluate("Pad", {**attributes, "value": abs(attributes.get("value", 0.0))}, arrays)
+
+
+def _batch_normalization(node: Node, attributes: Any, arrays: list[Any]) -> list[Any]:
+    x, scale, bias, mean, variance = arrays[:5]
+    return evaluate("BatchNormalization", attributes, [x, scale, bias, -mean, variance])
+
+
+def _scatter(node: Node, attributes: Any, arrays: list[Any]) -> list[Any]:
+    """Border constants count with the largest of them: they are matched within a tolerance."""
+    data, indices, updates = arrays
+    return evaluate("ScatterND", attributes, [data, indices, np.full_like(updates, updates.max())])
+
+
+_MAGNITUDE: dict[str, Callable[[Node, Any, list[Any]], list[Any]]] = {
+    "Sub": _add,
+    "Neg": lambda node, attributes, arrays: [arrays[0]],
+    "BatchNormalization": _batch_normalization,
+    "Pad": _positive_pad,
+    "ScatterND": _scatter,
+}
+
+
+def run_replacement(
+    replacement: Replacement, inputs: Mapping[str, Any], arithmetic: Arithmetic
+) -> Any:
+    """The root tensor by the new nodes; weights are unrounded where ``arithmetic`` is double."""
+    values: dict[str, Any] = {**inputs, **replacement.integers}
+    for name, array in replacement.arrays.items():
+        values[name] = _round(array, arithmetic)
+    for node in replacement.nodes:
+        arrays = [values[name] for name in node.inputs]
+        output = evaluate(node.op_type, node.attributes, arrays)[0]
+        values[node.output] = _stored(output, arithmetic)
+    return values[replacement.root]
+
+
+def _sizes(replacement: Replacement, view: View) -> Iterator[Sizes]:
+    """The input shapes that prove a region: see the module's text."""
+    region = replacement.region
+    assert region.cover is not None
+    form = region.cover.form
+    fixed = any(step.lifted.fixed for step in region.interior)
+    sources = form.sources
+    if fixed and all(None not in s.lengths for s in sources.values()):
+        yield {
+            n: ((view.shape(n) or (1,))[0] or 1, s.channels, *map(_int, s.lengths))
+            for n, s in sources.items()
+        }
+        return
+    least = [_least(form, axis) for axis in range(form.rank)]
+    strides = [
+        {term.kernel.geometry.axes[axis].stride for term in form.terms}
+        for axis in range(form.rank)
+    ]
+    shapes: dict[str, list[list[int]]] = {name: [] for name in sources}
+    for axis in range(form.rank):
+        step = max(strides[axis])
+        room = [
+            (_int(s.lengths[axis]) - least[axis]) // step
+            for s in sources.values()
+            if s.lengths[axis] is not None
+        ]
+        cut = max(min(room), 0) if room and len(strides[axis]) == 1 else 0
+        for name, source in sources.items():
+            known = source.lengths[axis]
+            if known is not None:
+                shapes[name].append([known - step * cut])
+            else:
+                shapes[name].append([least[axis] + residue for residue in range(step)])
+    rounds = max((len(options) for axes in shapes.values() for options in axes), default=1)
+    for turn in range(rounds):
+        yield {
+            name: (1, sources[name].channels, *(o[turn % len(o)] for o in axes))
+            for name, axes in shapes.items()
+        }
+    dynamic = any(None in source.lengths for source in sources.values())
+    if dynamic:
+        yield from _smallest(form, least)
+
+
+def _smallest(form: Form, least: list[int]) -> Iterator[Sizes]:
+    """Sizes from one up on the dynamic axes; those the original rejects are skipped."""
+    for size in range(1, min(max(least, default=1), 12)):
+        yield {
+            name: (1, s.channels, *(size if n is None else n for n in s.lengths))
+            for name, s in form.sources.items()
+        }
+
+
+def _least(form: Form, axis: int) -> int:
+    """The least length at which every border is seen with an interior between them."""
+    needed = 1
+    for term in form.terms:
+        window = term.kernel.geometry.axes[axis]
+        pads = sum(abs(amount) for amount in window.pads)
+        needed = max(needed, pads + 2 * (window.extent - 1) + 2 * window.stride + 1)
+    return needed
+
+
+def _int(size: int | None) -> int:
+    assert size is not None
+    return size

@@ -1,0 +1,296 @@
+"""The wiring check: original and fused model side by side in onnxruntime, unoptimised.
+
+The regions are proved one by one; this run finds what joins them wrongly. The difference at each
+output is judged against what rounding in those regions does to the original: the original is run
+again with every region's inputs and output disturbed by a few units of roundoff (or by the
+region's measured error, where that is larger), and the fused model may differ by ``FACTOR``
+times that response. Tensors behind discontinuous operators are not compared; what enters those
+operators is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper
+
+from onnxfuse.errors import ProofError
+from onnxfuse.model.graph import Graph
+from onnxfuse.model.shapes import Shape
+from onnxfuse.model.tensors import FLOATS, dtype_of
+from onnxfuse.records import OutputError, Verification
+
+FACTOR = 16.0
+UNITS = 4.0
+"""Disturbances are at least this many units of roundoff."""
+DISCONTINUOUS = {
+    "ArgMax", "ArgMin", "TopK", "NonMaxSuppression", "Round", "Floor", "Ceil", "Sign", "Cast",
+    "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "Equal", "NonZero", "Unique", "Hardmax",
+    "QuantizeLinear", "DynamicQuantizeLinear", "Mod",
+}  # fmt: skip
+SIZES = ((1, 32), (2, 45))
+"""Batch and other dynamic dimensions of the two runs where sizes are dynamic."""
+SEED = 7
+
+ort.set_default_logger_severity(4)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The two models, the original's index, what was fused where, and its measured error."""
+
+    original: onnx.ModelProto
+    fused: onnx.ModelProto
+    graph: Graph
+    types: Mapping[str, int]
+    regions: Mapping[str, tuple[tuple[str, ...], float]]
+    base: str | None
+
+
+def verify(
+    subject: Subject, shapes: Mapping[str, Shape], progress: Callable[[str], None] = lambda _: None
+) -> Verification:
+    """Run both models; raises `ProofError` where they differ by more than rounding."""
+    targets, hidden = _targets(subject)
+    try:
+        sessions = [
+            _session(_exposed(model, targets, subject.types), subject.base)
+            for model in (subject.original, subject.fused, _disturbed(subject))
+        ]
+    except _CannotRun as error:
+        return Verification("not-run", notes=(f"onnxruntime cannot run this model: {error}",))
+    notes = [f"{name!r} lies behind a discontinuous operator; what enters it was compared"
+             for name in hidden]
+    runs: list[str] = []
+    worst: dict[str, OutputError] = {}
+    for feeds in _feeds(subject, shapes, sessions[0]):
+        text = ", ".join(f"{n}:{'x'.join(map(str, a.shape))}" for n, a in feeds.items())
+        progress(text)
+        try:
+            expected = sessions[0].run(targets, feeds)
+        except Exception as error:
+            notes.append(f"the original rejects {text}: {_line(error)}")
+            continue
+        try:
+            actual = sessions[1].run(targets, feeds)
+        except Exception as error:
+            raise ProofError(
+                f"the fused model fails at {text} where the original runs: {_line(error)}"
+            ) from error
+        response = sessions[2].run(targets, feeds)
+        repeated = sessions[0].run(targets, feeds)
+        for error in _compare(subject, targets, expected, actual, response, repeated, text):
+            if error.name not in worst or error.rms > worst[error.name].rms:
+                worst[error.name] = error
+        runs.append(text)
+    if not runs:
+        return Verification("not-run", notes=tuple(notes))
+    return Verification("passed", tuple(runs), tuple(worst.values()), tuple(notes))
+
+
+class _CannotRun(Exception):
+    """onnxruntime does not load the original model."""
+
+
+def _session(model: onnx.ModelProto, base: str | None) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    if base is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", base)
+    try:
+        return ort.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:
+        raise _CannotRun(_line(error)) from error
+
+
+def _line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def _targets(subject: Subject) -> tuple[list[str], list[str]]:
+    """Tensors to compare, and the outputs that are not because they depend on a choice."""
+    graph = subject.graph
+    produced = {out for node in subject.fused.graph.node for out in node.output}
+    tainted: set[str] = set()
+    entering: dict[str, None] = {}
+    for node in graph.order:
+        if any(name in tainted for name in node.inputs):
+            tainted.update(node.outputs)
+        elif node.op_type in DISCONTINUOUS or any(
+            subject.types.get(out, 0) not in FLOATS for out in node.outputs if out
+        ):
+            tainted.update(node.outputs)
+            entering.update(dict.fromkeys(n for n in node.inputs if n in produced))
+    floats = [n for n in graph.outputs if n not in tainted]
+    hidden = [n for n in graph.outputs if n in tainted]
+    if hidden:
+        floats += [
+            n for n in entering
+            if n not in floats and subject.types.get(n, 0) in FLOATS and n in produced
+        ]
+    return floats or list(graph.outputs), hidden
+
+
+def _exposed(
+    model: onnx.ModelProto, targets: Sequence[str], types: Mapping[str, int]
+) -> onnx.ModelProto:
+    """The model with every target among its outputs."""
+    present = {value.name for value in model.graph.output}
+    missing = [name for name in targets if name not in present]
+    if not missing:
+        return model
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    copy.graph.output.extend(
+        helper.make_tensor_value_info(name, types[name], None) for name in missing
+    )
+    return copy
+
+
+def _disturbed(subject: Subject) -> onnx.ModelProto:
+    """The original with rounding-sized noise on each region's inputs and output."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(subject.original)
+    levels: dict[str, float] = {}
+    for root, (sources, measured) in subject.regions.items():
+        level = max(measured, UNITS * FLOATS[subject.types[root]])
+        for name in (root, *sources):
+            levels[name] = max(level, levels.get(name, 0.0))
+    names = {name: f"{name}/undisturbed" for name in levels}
+    inputs = {value.name for value in copy.graph.input}
+    nodes: list[onnx.NodeProto] = []
+    for name in sorted(levels.keys() & inputs):
+        nodes += _noise(name, f"{name}/disturbed", levels[name], subject.types[name])
+    for node in copy.graph.node:
+        node.input[:] = [f"{n}/disturbed" if n in levels and n in inputs else n for n in node.input]
+        made = [out for out in node.output if out in levels]
+        node.output[:] = [names.get(out, out) for out in node.output]
+        nodes.append(node)
+        for name in made:
+            nodes += _noise(names[name], name, levels[name], subject.types[name])
+    del copy.graph.node[:]
+    copy.graph.node.extend(nodes)
+    return _exposed(copy, _targets(subject)[0], subject.types)
+
+
+def _noise(source: str, target: str, level: float, kind: int) -> Iterator[onnx.NodeProto]:
+    """``target = source · (1 + level · N(0, 1))``."""
+    prefix = f"{target}/noise"
+    normal = f"{prefix}/normal"
+    yield helper.make_node(
+        "RandomNormalLike", [source], [normal], dtype=TensorProto.FLOAT, scale=level, seed=1.0
+    )
+    if kind != TensorProto.FLOAT:
+        yield helper.make_node("Cast", [source], [f"{prefix}/wide"], to=TensorProto.FLOAT)
+        source = f"{prefix}/wide"
+    yield helper.make_node("Mul", [source, normal], [f"{prefix}/scaled"])
+    total = target if kind == TensorProto.FLOAT else f"{prefix}/sum"
+    yield helper.make_node("Add", [source, f"{prefix}/scaled"], [total])
+    if kind != TensorProto.FLOAT:
+        yield helper.make_node("Cast", [total], [target], to=kind)
+
+
+def _feeds(
+    subject: Subject, shapes: Mapping[str, Shape], session: ort.InferenceSession
+) -> Iterator[dict[str, Any]]:
+    """Seeded inputs: at two sizes where dimensions are dynamic and no shape was given."""
+    values = [v for v in subject.graph.model.graph.input
+              if v.name in {i.name for i in session.get_inputs()}
+              and v.name not in subject.graph.initializers]
+    seen: set[tuple[tuple[int, ...], ...]] = set()
+    for batch, size in SIZES:
+        generator = np.random.default_rng(SEED)
+        feeds = {}
+        for value in values:
+            shape = _shape(value, shapes.get(value.name), batch, size)
+            feeds[value.name] = _random(generator, shape, value.type.tensor_type.elem_type)
+        key = tuple(array.shape for array in feeds.values())
+        if key not in seen:
+            seen.add(key)
+            yield feeds
+
+
+def _shape(
+    value: onnx.ValueInfoProto, given: Shape | None, batch: int, size: int
+) -> tuple[int, ...]:
+    if given is not None:
+        return tuple(int(n or 1) for n in given)
+    dims = value.type.tensor_type.shape.dim
+    return tuple(
+        dim.dim_value if dim.dim_value > 0 else (batch if axis == 0 else size)
+        for axis, dim in enumerate(dims)
+    )
+
+
+def _random(generator: np.random.Generator, shape: tuple[int, ...], kind: int) -> Any:
+    dtype = dtype_of(kind)
+    if dtype.kind in "iu":
+        return generator.integers(0, 4, shape).astype(dtype)
+    if dtype.kind == "b":
+        return generator.integers(0, 2, shape).astype(dtype)
+    return generator.standard_normal(shape).astype(dtype)
+
+
+def _compare(
+    subject: Subject,
+    targets: Sequence[str],
+    expected: Sequence[Any],
+    actual: Sequence[Any],
+    response: Sequence[Any],
+    repeated: Sequence[Any],
+    text: str,
+) -> Iterator[OutputError]:
+    for name, o, f, noisy, again in zip(targets, expected, actual, response, repeated, strict=True):
+        if o.shape != f.shape or o.dtype != f.dtype:
+            raise ProofError(
+                f"output {name!r} has shape {list(f.shape)} at {text}, the original's is "
+                f"{list(o.shape)}"
+            )
+        if o.dtype.kind not in "fV" or not o.size:
+            continue
+        reference, scale = o.astype(np.float64), _rms(o.astype(np.float64)) or 1.0
+        floor = UNITS * FLOATS[subject.types.get(name, TensorProto.FLOAT)]
+        heard = _rms(noisy.astype(np.float64) - reference) / scale
+        chance = _rms(again.astype(np.float64) - reference) / scale
+        allowed = FACTOR * max(heard, floor) + 4 * chance
+        error = _rms(f.astype(np.float64) - reference) / scale
+        if not np.isfinite(reference).all():
+            same = np.array_equal(np.isfinite(reference), np.isfinite(f.astype(np.float64)))
+            error = 0.0 if same else np.inf
+        if not error <= allowed:
+            raise ProofError(
+                f"output {name!r} differs by {error:.3g} (relative RMS) at {text}, where rounding "
+                f"explains {allowed:.3g}; {_guess(subject, name)}"
+            )
+        yield OutputError(name, float(error), float(allowed))
+
+
+def _rms(array: Any) -> float:
+    return float(np.sqrt(np.mean(np.square(array)))) if array.size else 0.0
+
+
+def _guess(subject: Subject, name: str) -> str:
+    """The regions that a differing tensor depends on, nearest first."""
+    found: list[str] = []
+    seen, stack = {name}, [name]
+    while stack and len(found) < 3:
+        current = stack.pop(0)
+        producer = subject.graph.producer.get(current)
+        if current in subject.regions and producer is not None:
+            found.append(producer.label)
+        for other in producer.inputs if producer is not None else ():
+            if other not in seen:
+                seen.add(other)
+                stack.append(other)
+    return "it depends on the regions at " + ", ".join(map(repr, found)) if found else (
+        "no fused region leads to it"
+    )

@@ -1,0 +1,278 @@
+"""Export training-time blocks from PyTorch to ONNX, with their deploy forms and a manifest.
+
+    python tools/export_pytorch.py --out fixtures/pytorch [--only GLOB] [--list] [--large]
+
+Kinds of export, each `SYSTEM.KIND.onnx`:
+
+    ts          TorchScript exporter, evaluation mode, fixed sizes
+    preserve    TorchScript exporter, training=PRESERVE, no constant folding
+    dynamo      torch.export-based exporter, fixed sizes
+    ts-dyn      as ts, with batch, height and width left open
+    dynamo-dyn  as dynamo, with batch, height and width left open
+    deploy      the hand-merged model (`deploy_pytorch.deploy`), exported as ts
+
+A file is written only if onnxruntime, optimisations off, agrees with torch on it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import fnmatch
+import hashlib
+import io
+import json
+import logging
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from blocks_pytorch import fill
+from deploy_pytorch import deploy
+from systems_pytorch import SYSTEMS, System
+from torch import Tensor, nn
+
+SEED = 2026
+KINDS = ("ts", "preserve", "dynamo", "ts-dyn", "dynamo-dyn", "deploy")
+AXES = {0: "batch", 2: "height", 3: "width"}
+ONNX_TOLERANCE = 1e-4  # float32 against float32, other order of sums, outputs of size 1 to 10
+DEPLOY_TOLERANCE = 1e-9  # float64 against float64
+LARGE = 1_000_000  # bytes; a larger file is described in the manifest but not committed
+# The dynamo exporter notes each node's Python traceback, with the absolute paths of the machine.
+REMOVED_METADATA = ("pkg.torch.onnx.stack_trace",)
+
+
+class MismatchError(Exception):
+    """An export does not compute what its model computes."""
+
+
+def inputs_for(shape: tuple[int, ...], seed: int) -> Tensor:
+    """Return a seeded standard-normal float32 input."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def export_torchscript(model: nn.Module, x: Tensor, dynamic: bool, preserve: bool) -> bytes:
+    """Return the model as the TorchScript exporter writes it."""
+    mode = torch.onnx.TrainingMode.PRESERVE if preserve else torch.onnx.TrainingMode.EVAL
+    buffer = io.BytesIO()
+    torch.onnx.export(
+        model,
+        (x,),
+        buffer,  # type: ignore[arg-type]  # accepted, though the signature names paths only
+        dynamo=False,
+        input_names=["input"],
+        output_names=["output"],
+        training=mode,
+        do_constant_folding=not preserve,
+        dynamic_axes={"input": AXES} if dynamic else None,
+    )
+    return buffer.getvalue()
+
+
+def export_dynamo(model: nn.Module, x: Tensor, dynamic: bool) -> bytes:
+    """Return the model as the dynamo exporter writes it, less the metadata that names paths."""
+    program = torch.onnx.export(
+        model,
+        (x,),
+        dynamo=True,
+        verbose=False,
+        input_names=["input"],
+        output_names=["output"],
+        dynamic_shapes=(AXES,) if dynamic else None,
+    )
+    assert program is not None
+    proto = program.model_proto
+    for owner in (proto, proto.graph, *proto.graph.node, *proto.graph.value_info):
+        kept = [entry for entry in owner.metadata_props if entry.key not in REMOVED_METADATA]
+        del owner.metadata_props[:]
+        owner.metadata_props.extend(kept)
+    content: bytes = proto.SerializeToString(deterministic=True)
+    return content
+
+
+def export(model: nn.Module, x: Tensor, kind: str) -> bytes:
+    """Return `model` exported as one of `KINDS`; the caller passes the merged model for deploy."""
+    base, _, dynamic = kind.partition("-")
+    if base == "dynamo":
+        return export_dynamo(model, x, bool(dynamic))
+    return export_torchscript(model, x, bool(dynamic), preserve=base == "preserve")
+
+
+def check_onnx(content: bytes, model: nn.Module, inputs: list[Tensor]) -> None:
+    """Raise `MismatchError` unless onnxruntime computes what torch computes on each input."""
+    onnx.checker.check_model(content, full_check=True)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    for x in inputs:
+        with torch.no_grad():
+            expected = model(x).numpy()
+        got = session.run(None, {"input": x.numpy()})[0]
+        error = float(np.abs(got - expected).max())
+        if not error <= ONNX_TOLERANCE:
+            raise MismatchError(
+                f"onnxruntime differs from torch by {error:.1e} at {tuple(x.shape)}"
+            )
+
+
+def check_deploy(model: nn.Module, merged: nn.Module, shape: tuple[int, ...]) -> None:
+    """Raise `MismatchError` unless the merged float64 model equals the training form."""
+    x = inputs_for(shape, SEED + 1).double()
+    with torch.no_grad():
+        error = float((copy.deepcopy(model).double()(x) - merged(x)).abs().max())
+    if not error <= DEPLOY_TOLERANCE:
+        raise MismatchError(f"the deploy form differs from the training form by {error:.1e}")
+
+
+def check_anonymous(content: bytes) -> None:
+    """Raise `MismatchError` if the file names a place on this machine."""
+    for place in (Path(__file__).resolve().parent, Path(torch.__file__).parent, Path.cwd()):
+        if str(place).encode() in content:
+            raise MismatchError("the file holds an absolute path of the exporting machine")
+
+
+def describe(content: bytes, system: System, kind: str) -> dict[str, Any]:
+    """Return the manifest entry of one exported file."""
+    proto = onnx.load_from_string(content)
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in proto.graph.output}
+    ops = Counter(node.op_type for node in proto.graph.node)
+    base, _, dynamic = kind.partition("-")
+    return {
+        "system": system.name,
+        "exporter": base,
+        "dynamic": bool(dynamic),
+        "torch": torch.__version__.partition("+")[0],
+        "opset": next(entry.version for entry in proto.opset_import if entry.domain == ""),
+        "seed": SEED,
+        "gain": system.gain,
+        "input_shapes": {"input": list(system.shape)},
+        "output_dims": {
+            name: [dim.dim_param or dim.dim_value for dim in dims] for name, dims in shapes.items()
+        },
+        "channels": channels(proto, system),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "bytes": len(content),
+        "committed": len(content) <= LARGE,
+        "nodes": sum(ops.values()),
+        "ops": dict(sorted(ops.items())),
+        "deploy": f"{system.name}.deploy.onnx",
+        "removed_metadata": list(REMOVED_METADATA) if base == "dynamo" else [],
+    }
+
+
+def channels(proto: onnx.ModelProto, system: System) -> dict[str, int]:
+    """Return the numbers of channels in and out."""
+    out = proto.graph.output[0].type.tensor_type.shape.dim[1]
+    return {"in": system.shape[1], "out": out.dim_value}
+
+
+def exports(system: System) -> Iterator[tuple[str, bytes | str]]:
+    """Yield (kind, content of the file) or (kind, reason for having none) for one system."""
+    model = system.build()
+    fill(model, SEED, system.gain)
+    model.eval()
+    x = inputs_for(system.shape, SEED)
+    n, c, h, w = system.shape
+    other = inputs_for((n + 1, c, h + 3, w + 2), SEED)
+    for kind in KINDS:
+        if kind in system.skip:
+            yield kind, system.skip[kind]
+            continue
+        try:
+            subject = model
+            if kind == "deploy":
+                merged = deploy(model)
+                check_deploy(model, merged, system.shape)
+                subject = merged.float()
+            content = export(subject, x, kind)
+            check_anonymous(content)
+            check_onnx(content, model, [x, other] if kind.endswith("-dyn") else [x])
+        except Exception as failure:  # noqa: BLE001  # a failing exporter is a finding
+            yield kind, f"{type(failure).__name__}: {str(failure).splitlines()[0][:200]}"
+        else:
+            yield kind, content
+
+
+def notes() -> dict[str, str]:
+    """Return what holds for all entries of the manifest."""
+    return {
+        "command": "python tools/export_pytorch.py --out fixtures/pytorch",
+        "reproducible": "two runs on one machine gave the same bytes for every file, dynamo's "
+        "included; another processor may round folded constants differently",
+        "checked": "onnxruntime, optimisations off, against torch, float32, largest absolute "
+        f"difference {ONNX_TOLERANCE:g}; deploy against training form in float64, "
+        f"{DEPLOY_TOLERANCE:g}",
+        "removed_metadata": "from dynamo files the listed metadata keys were removed, because "
+        "they hold absolute paths; nothing else was changed",
+        "deploy": "every re-parameterizable block is one convolution; BSConv keeps its pointwise "
+        "and depthwise convolutions apart, with their BNs folded",
+    }
+
+
+def write_manifest(path: Path, files: dict[str, Any], skipped: dict[str, str]) -> None:
+    """Write the manifest, entries sorted by file name."""
+    content = {
+        "notes": notes(),
+        "files": dict(sorted(files.items())),
+        "skipped": dict(sorted(skipped.items())),
+    }
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def run(systems: list[System], out: Path, large: bool) -> None:
+    """Export `systems` into `out`, keeping the manifest's entries of the others."""
+    out.mkdir(parents=True, exist_ok=True)
+    manifest = out / "manifest.json"
+    before = json.loads(manifest.read_text()) if manifest.exists() else {}
+    known = {system.name for system in SYSTEMS}
+    files, skipped = (
+        {name: entry for name, entry in before.get(key, {}).items() if name.split(".")[0] in known}
+        for key in ("files", "skipped")
+    )
+    for system in systems:
+        for kind, result in exports(system):
+            name = f"{system.name}.{kind}.onnx"
+            (out / name).unlink(missing_ok=True)
+            files.pop(name, None)
+            skipped.pop(name, None)
+            if isinstance(result, str):
+                skipped[name] = result
+                print(f"{name}: skipped: {result}")
+                continue
+            files[name] = describe(result, system, kind)
+            if files[name]["committed"] or large:
+                (out / name).write_bytes(result)
+            print(f"{name}: {files[name]['nodes']} nodes, {len(result)} bytes", flush=True)
+        write_manifest(manifest, files, skipped)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; the exit code is 0."""
+    parser = argparse.ArgumentParser(description="Export PyTorch blocks to ONNX fixtures.")
+    parser.add_argument("--out", type=Path, default=Path("fixtures/pytorch"))
+    parser.add_argument("--only", default="*", metavar="GLOB", help="systems to export")
+    parser.add_argument("--list", action="store_true", help="print the systems and stop")
+    parser.add_argument("--large", action="store_true", help="write files over 1 MB as well")
+    options = parser.parse_args(arguments)
+    systems = [system for system in SYSTEMS if fnmatch.fnmatch(system.name, options.only)]
+    if options.list:
+        print("\n".join(f"{system.name} {list(system.shape)}" for system in systems))
+        return 0
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    run(systems, options.out, options.large)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

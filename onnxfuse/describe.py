@@ -16,6 +16,7 @@ from onnxfuse.planning.problem import Problem
 from onnxfuse.planning.region import Region, labels
 from onnxfuse.records import Counts, RegionError, RegionReport
 
+SHORT = {"BatchNormalization": "BN", "AveragePool": "AvgPool"}
 QUIET = ("Identity", "Transpose", "Dropout")
 
 
@@ -37,8 +38,7 @@ def region(found: Region, problem: Problem, error: RegionError | None) -> Region
             nodes=len(operators),
             conv=operators.count("Conv"),
             batch_normalization=operators.count("BatchNormalization"),
-            parameters=found.cover.cost.parameters
-            + (constant if operators != ["Identity"] else 0),
+            parameters=found.cover.cost.parameters + (constant if operators != ["Identity"] else 0),
             macs=found.cover.cost.macs,
         ),
         error=error,
@@ -78,7 +78,8 @@ def _became(cover: Cover, operators: Sequence[str]) -> str:
 def _conv(geometry: Geometry, term: Term) -> str:
     text = "Conv " + "×".join(map(str, geometry.taps))
     if any(axis.stride > 1 for axis in geometry.axes):
-        text += "/" + ",".join(str(axis.stride) for axis in geometry.axes)
+        strides = [str(axis.stride) for axis in geometry.axes]
+        text += "/" + (strides[0] if len(set(strides)) == 1 else ",".join(strides))
     if geometry.groups > 1:
         text += " depthwise" if geometry.depthwise else f" g{geometry.groups}"
     return text
@@ -87,7 +88,10 @@ def _conv(geometry: Geometry, term: Term) -> str:
 def _kinds(op_types: Sequence[str]) -> str:
     """``4 Conv, 2 Pad, AveragePool`` in order of first appearance."""
     counts = {kind: op_types.count(kind) for kind in op_types}
-    return ", ".join(kind if n == 1 else f"{n} {kind}" for kind, n in counts.items())
+    return ", ".join(
+        SHORT.get(kind, kind) if n == 1 else f"{n} {SHORT.get(kind, kind)}"
+        for kind, n in counts.items()
+    )
 
 
 def _old_counts(nodes: Sequence[Node], problem: Problem) -> Counts:

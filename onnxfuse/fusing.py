@@ -118,7 +118,8 @@ def _check_input_shapes(graph: Graph, wanted: Mapping[str, Shape]) -> None:
         for axis, (dim, size) in enumerate(zip(dims, shape, strict=True)):
             if dim.dim_value > 0 and dim.dim_value != size:
                 raise InputError(
-                    f"dimension {axis} of input {name!r} is {dim.dim_value} in the model, not {size}"
+                    f"dimension {axis} of input {name!r} is {dim.dim_value} in the model, "
+                    f"not {size}"
                 )
 
 
@@ -225,9 +226,7 @@ def fuse_model(model: Any, options: Options, progress: Progress = _quiet) -> Res
         verification = _verify_whole(loaded, fused, plan, replacements, errors, options, progress)
     after_graph, after_shapes, after_constants = _indexed(fused, loaded, options)
     after = count(after_graph, after_shapes, after_constants, _size(loaded, fused, data))
-    report = Report(
-        __version__, False, records, left, before, after, verification, found.assumed
-    )
+    report = Report(__version__, False, records, left, before, after, verification, found.assumed)
     return Result(fused, report, data)
 
 

@@ -120,13 +120,9 @@ class _Writer:
             shift = np.zeros_like(scale) if self.constant is None else self.constant
             self.constant = None
             zeros = np.zeros_like(scale)
-            parameters = {
-                "scale": scale, "bias": shift, "mean": zeros, "var": np.ones_like(scale)
-            }
+            parameters = {"scale": scale, "bias": shift, "mean": zeros, "var": np.ones_like(scale)}
             names = [self._array(kind, array) for kind, array in parameters.items()]
-            return self._emit(
-                "BatchNormalization", (term.source.name, *names), epsilon=0.0
-            )
+            return self._emit("BatchNormalization", (term.source.name, *names), epsilon=0.0)
         factor = self._array("scale", self._spread(scale))
         return self._emit("Mul", (term.source.name, factor))
 
@@ -139,7 +135,7 @@ class _Writer:
         return self._emit("Add", (name, self._array("bias", self._spread(constant))))
 
     def _tiles(self) -> str:
-        """The tiles run by run, joined on the channels; each convolution takes its share of bias."""
+        """The tiles joined on the channels; each convolution takes its share of the bias."""
         runs: dict[tuple[int, int], list[Term]] = {}
         for term in self.cover.tiles:
             runs.setdefault(term.outs, []).append(term)

@@ -69,6 +69,7 @@ def leaf(text: str, geometry: Geometry, load: Callable[[], Array]) -> Kernel:
 
 
 def identity(channels: int, rank: int, text: str = "x") -> Kernel:
+    """The map that changes nothing."""
     geometry = Geometry.pointwise(channels, rank)
     return Kernel(text, (), lambda _: np.ones(geometry.kernel_shape), geometry, True)
 
@@ -174,6 +175,7 @@ def total(*constants: Vector | None) -> Vector | None:
 
 
 def negate(constant: Vector | None) -> Vector | None:
+    """The constant with its sign changed."""
     if constant is None:
         return None
     return Vector("b", (constant,), lambda arrays: -arrays[0], constant.heavy)
@@ -195,6 +197,7 @@ def join(constants: Sequence[tuple[Vector | None, int]]) -> Vector | None:
 
 
 def take(constant: Vector | None, channels: slice) -> Vector | None:
+    """The constant of a run of channels."""
     if constant is None:
         return None
     return Vector("b", (constant,), lambda arrays: arrays[0][channels], constant.heavy)

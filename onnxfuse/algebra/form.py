@@ -124,9 +124,7 @@ def equal_lengths(left: Form, right: Form) -> bool:
     """Whether two forms have equal spatial lengths for certain, at every legal input."""
     if left.rank != right.rank:
         return False
-    pairs = [
-        (a, b) for a in left.terms for b in right.terms if a.source.name == b.source.name
-    ]
+    pairs = [(a, b) for a in left.terms for b in right.terms if a.source.name == b.source.name]
     for axis, (x, y) in enumerate(zip(left.lengths, right.lengths, strict=True)):
         if x is not None and x == y:
             continue
@@ -157,7 +155,7 @@ def coalesce(terms: Iterable[Term]) -> tuple[Term, ...]:
 
 
 class Facts:
-    """Small questions about values, answered once: is this zero, are these equal?
+    """Small questions about values (is this zero, are these equal), each answered once.
 
     ``roundoff`` is the unit roundoff of the model's type. Constants that an exporter computed
     twice differ by a few roundings (measured: 2.4e-7 in float32), so equality is judged within

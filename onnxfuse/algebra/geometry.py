@@ -117,8 +117,10 @@ def same_length(left: Axis, right: Axis, x: int | None) -> bool:
 def contains(hull: Axis, part: Axis) -> bool:
     """Whether every tap of ``part`` is a tap of ``hull`` (equal strides)."""
     offset = part.start - hull.start
-    if hull.stride != part.stride or offset < 0 or part.start + part.extent > (
-        hull.start + hull.extent
+    if (
+        hull.stride != part.stride
+        or offset < 0
+        or part.start + part.extent > (hull.start + hull.extent)
     ):
         return False
     return offset % hull.dilation == 0 and (part.taps == 1 or part.dilation % hull.dilation == 0)
@@ -147,7 +149,7 @@ def materialise_axis(axis: Axis, x: int | None) -> Axis:
     A start right of zero, or an end cropped, is bridged by taps of zero weight; at a known
     length ``x`` the slack is first moved among those of equal output length.
     """
-    if x is not None:
+    if x is not None and min(axis.pads) < 0:
         least = axis.stride * (axis.length(x) - 1) - x
         wanted = -(axis.extent + axis.start)  # the slack at which the end pad is zero
         axis = replace(axis, slack=min(max(least, wanted), least + axis.stride - 1))

@@ -126,9 +126,7 @@ class Scale:
 
     def apply(self, forms: Sequence[Form], facts: Facts) -> Form | Refusal:
         (form,) = forms
-        if self.axis is not None and (
-            form.layout[self.axis] != 1 or self.size != form.channels
-        ):
+        if self.axis is not None and (form.layout[self.axis] != 1 or self.size != form.channels):
             return Refusal(
                 Code.BROADCAST, "its constant varies over an axis that is not the channels"
             )
@@ -189,9 +187,7 @@ def _signed(form: Form, sign: int) -> Form:
 
 
 def _negated(kernel: Kernel) -> Kernel:
-    return Kernel(
-        f"−{kernel.text}", (kernel,), lambda parts: -parts[0], kernel.geometry
-    )
+    return Kernel(f"−{kernel.text}", (kernel,), lambda parts: -parts[0], kernel.geometry)
 
 
 def _add(left: Form, right: Form) -> Form | Refusal:
@@ -225,9 +221,11 @@ def _joined_border(left: Form, right: Form) -> tuple[Side, ...] | Refusal:
     lefts = {(side.axis, side.end): side for side in left.border}
     rights = {(side.axis, side.end): side for side in right.border}
     joined = []
-    if left.border and right.border and {k: s.width for k, s in lefts.items()} != {
-        k: s.width for k, s in rights.items()
-    }:
+    if (
+        left.border
+        and right.border
+        and {k: s.width for k, s in lefts.items()} != {k: s.width for k, s in rights.items()}
+    ):
         return Refusal(Code.BORDER_BIAS, "its inputs have borders of different widths")
     for key in dict.fromkeys([*lefts, *rights]):
         a, b = lefts.get(key), rights.get(key)
@@ -257,7 +255,9 @@ class Concat:
             if form.border:
                 return Refusal(Code.BORDER_BIAS, "an input differs at the border")
             if form is not first and not equal_lengths(first, form):
-                return Refusal(Code.LENGTH, "its inputs are not of equal height and width for certain")
+                return Refusal(
+                    Code.LENGTH, "its inputs are not of equal height and width for certain"
+                )
             terms += [replace(t, out_start=t.out_start + offset) for t in form.terms]
             offset += form.channels
         if len(terms) > MAX_TERMS:
@@ -304,7 +304,7 @@ class Select:
         )
 
 
-def _rows(term: Term, start: int, stop: int) -> Term | None | Refusal:
+def _rows(term: Term, start: int, stop: int) -> Term | Refusal | None:
     """What a term writes into channels ``start … stop - 1``, counted from ``start``."""
     first, last = max(term.outs[0], start), min(term.outs[1], stop)
     if first >= last:
@@ -407,9 +407,7 @@ class Fill:
         return _bordered(form, tuple(kept), [Side(axis, self.end, self.width, value)], facts)
 
 
-def _bordered(
-    form: Form, kept: tuple[Side, ...], new: list[Side], facts: Facts
-) -> Form | Refusal:
+def _bordered(form: Form, kept: tuple[Side, ...], new: list[Side], facts: Facts) -> Form | Refusal:
     """``form`` with strips ``kept`` and ``new``; none where all equal the constant.
 
     Every position of a strip holds the value of one of the strips it lies in, so when all values

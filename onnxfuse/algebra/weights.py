@@ -43,7 +43,9 @@ def embed(kernel: Array, part: Geometry, hull: Geometry) -> Array:
     return wide
 
 
-def compose(outer: Array, inner: Array, outer_g: Geometry, inner_g: Geometry, result: Geometry) -> Array:
+def compose(
+    outer: Array, inner: Array, outer_g: Geometry, inner_g: Geometry, result: Geometry
+) -> Array:
     """The kernel of ``outer`` after ``inner``.
 
     ``K[o, c, s1·d2·u + d1·t] = Σ_m K2[o, m, u] · K1[m, c, t]``, group by group (Ding et al.,
@@ -62,12 +64,16 @@ def compose(outer: Array, inner: Array, outer_g: Geometry, inner_g: Geometry, re
     kernel = np.zeros((groups, out // groups, fan_in, *result.taps))
     inner_flat = grouped_inner.reshape(groups, middle, -1)
     for tap in product(*map(range, outer_g.taps)):
-        product_ = np.matmul(grouped_outer[(..., *tap)], inner_flat)
-        places = tuple(
+        at_tap = grouped_outer.reshape(groups, out // groups, middle, -1)[
+            ..., np.ravel_multi_index(tap, outer_g.taps) if tap else 0
+        ]
+        partial = np.matmul(at_tap, inner_flat)
+        places: tuple[slice, ...] = tuple(
             _strided(o.dilation * i.stride * u, i.dilation, i.taps, r.dilation)
             for u, o, i, r in zip(tap, outer_g.axes, inner_g.axes, result.axes, strict=True)
         )
-        kernel[(..., *places)] += product_.reshape(groups, out // groups, fan_in, *inner_g.taps)
+        window = (slice(None), slice(None), slice(None), *places)
+        kernel[window] += partial.reshape(groups, out // groups, fan_in, *inner_g.taps)
     return kernel.reshape(out, fan_in, *result.taps)
 
 
@@ -101,4 +107,5 @@ def response(kernel: Array, groups: int, vector: Array) -> Array:
     sums = kernel.reshape(*kernel.shape[:2], -1).sum(axis=2)
     out, per_group = sums.shape
     grouped = sums.reshape(groups, out // groups, per_group)
-    return np.einsum("gom,gm->go", grouped, vector.reshape(groups, per_group)).reshape(out)
+    summed: Array = np.matmul(grouped, vector.reshape(groups, per_group, 1)).reshape(out)
+    return summed

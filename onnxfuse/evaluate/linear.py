@@ -22,8 +22,12 @@ def conv(attributes: Mapping[str, Any], inputs: Arrays) -> list[Any]:
     dilations = attributes.get("dilations") or [1] * rank
     extents = [d * (k - 1) + 1 for d, k in zip(dilations, w.shape[2:], strict=True)]
     pads = window_pads(attributes, x.shape[2:], extents, strides)
-    bounded([*x.shape[:2], *(n + p + q for n, p, q in zip(
-        x.shape[2:], pads[:rank], pads[rank:], strict=True))])
+    bounded(
+        [
+            *x.shape[:2],
+            *(n + p + q for n, p, q in zip(x.shape[2:], pads[:rank], pads[rank:], strict=True)),
+        ]
+    )
     x = np.pad(x, [(0, 0), (0, 0), *zip(pads[:rank], pads[rank:], strict=True)])
     lengths = [(n - e) // s + 1 for n, e, s in zip(x.shape[2:], extents, strides, strict=True)]
     if min(lengths, default=1) < 1:
@@ -38,10 +42,7 @@ def conv(attributes: Mapping[str, Any], inputs: Arrays) -> list[Any]:
         seen = x[(slice(None), slice(None), *views)]
         seen = seen.reshape(batch, groups, per_group, -1)
         factor = w[(slice(None), slice(None), *tap)].reshape(groups, out // groups, per_group)
-        if per_group == 1:
-            step = factor[None] * seen
-        else:
-            step = np.matmul(factor[None], seen)
+        step = factor[None] * seen if per_group == 1 else np.matmul(factor[None], seen)
         total += step.reshape(total.shape)
     y = total.reshape(batch, out, *lengths)
     if len(inputs) > 2 and inputs[2] is not None:
@@ -87,8 +88,10 @@ def average_pool(attributes: Mapping[str, Any], inputs: Arrays) -> list[Any]:
         dilations = attributes.get("dilations") or [1] * rank
         extents = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
         pads = window_pads(attributes, x.shape[2:], extents, strides)
-        room = [n + a + b - e for n, a, b, e in zip(
-            x.shape[2:], pads[:rank], pads[rank:], extents, strict=True)]
+        room = [
+            n + a + b - e
+            for n, a, b, e in zip(x.shape[2:], pads[:rank], pads[rank:], extents, strict=True)
+        ]
         if any(r % s for r, s in zip(room, strides, strict=True)):
             raise ValueError("ceil_mode lets a window overhang")
     ones = np.ones((channels, 1, *kernel), x.dtype)
@@ -109,7 +112,7 @@ def pad(attributes: Mapping[str, Any], inputs: Arrays) -> list[Any]:
     value = attributes.get("value", 0.0) if given is None else np.asarray(given).reshape(-1)[0]
     if attributes.get("mode", "constant") != "constant":
         raise ValueError("only constant padding is linear")
-    axes = range(x.ndim)
+    axes = list(range(x.ndim))
     if len(inputs) > 3 and inputs[3] is not None:
         axes = [int(axis) % x.ndim for axis in np.asarray(inputs[3]).reshape(-1)]
     half = len(amounts) // 2
@@ -119,7 +122,8 @@ def pad(attributes: Mapping[str, Any], inputs: Arrays) -> list[Any]:
     bounded([n + max(a, 0) + max(b, 0) for n, (a, b) in zip(x.shape, pairs, strict=True)])
     grown = np.pad(x, [(max(a, 0), max(b, 0)) for a, b in pairs], constant_values=value)
     crop = tuple(
-        slice(max(-a, 0), size - max(-b, 0)) for (a, b), size in zip(pairs, grown.shape, strict=True)
+        slice(max(-a, 0), size - max(-b, 0))
+        for (a, b), size in zip(pairs, grown.shape, strict=True)
     )
     return [grown[crop]]
 

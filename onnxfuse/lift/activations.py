@@ -80,9 +80,10 @@ def _cubic(core: Node, view: View) -> list[Node]:
     members = [inner]
     for name in inner.inputs:
         scaled = _producer(name, view)
-        if scaled is not None and scaled.op_type in _ARITHMETIC:
-            if _scalar(scaled, view) is not None:
-                members.append(scaled)
+        if scaled is None or scaled.op_type not in _ARITHMETIC:
+            continue
+        if _scalar(scaled, view) is not None:
+            members.append(scaled)
     return members
 
 
@@ -154,9 +155,10 @@ def _leaky(core: Node, view: View) -> Iterator[tuple[str, Node]]:
     names = [_skip(name, view) for name in core.inputs]
     for name in names:
         scaled = view.graph.producer.get(name)
-        if scaled is not None and scaled.op_type in ("Mul", "Div"):
-            if _scalar(scaled, view) is not None and _operand(scaled, view) in names:
-                yield "LeakyRelu", scaled
+        if scaled is None or scaled.op_type not in ("Mul", "Div"):
+            continue
+        if _scalar(scaled, view) is not None and _operand(scaled, view) in names:
+            yield "LeakyRelu", scaled
 
 
 def _scalars_before(core: Node, view: View) -> list[Node]:

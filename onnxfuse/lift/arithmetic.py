@@ -156,7 +156,9 @@ def _constant_side(node: Node, view: View) -> Constant | Refusal | None:
         return Refusal(Code.BROADCAST, "its constant has more axes than its input")
     wide = [axis for axis, size in enumerate(shape) if size != 1]
     if len(wide) > 1:
-        return Refusal(Code.BROADCAST, f"its constant of shape {list(shape)} varies over several axes")
+        return Refusal(
+            Code.BROADCAST, f"its constant of shape {list(shape)} varies over several axes"
+        )
     axis = wide[0] + len(data) - len(shape) if wide else None
     size = shape[wide[0]] if wide else 1
     if size is None or (axis is not None and data[axis] != size):

@@ -122,17 +122,17 @@ def _range_slice(name: str, data: str, view: View) -> tuple[bool, int] | None:
         node = view.graph.producer.get(node.inputs[0])
     if node is None or node.op_type != "Slice":
         return None
-    bounds = [view.ints(node, position) for position in (1, 2)]
+    lows, highs = view.ints(node, 1), view.ints(node, 2)
     steps = view.ints(node, 4) if node.input(4) else [1]
     whole = view.graph.producer.get(node.inputs[0])
-    if bounds[0] is None or bounds[1] is None or steps != [1]:
+    if lows is None or highs is None or len(lows) != 1 or len(highs) != 1 or steps != [1]:
         return None
     if whole is None or whole.op_type != "Range":
         return None
     start, _, step = (view.ints(whole, position) for position in range(3))
     if start != [0] or step != [1] or _size_of(whole.inputs[1], view) != _origin(data, 0, view):
         return None
-    ((low,), (high,)) = bounds
+    low, high = lows[0], highs[0]
     if low == 0 and 0 < high < 2**31 - 1:
         return False, high
     return (True, -low) if low < 0 and high >= 2**31 - 1 else None

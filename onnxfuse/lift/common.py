@@ -73,5 +73,5 @@ def operand_types_ok(node: Node, view: View) -> bool:
 def unknown_shape(name: str) -> Refusal:
     return Refusal(
         Code.UNKNOWN_SHAPE,
-        f"the shape of {name!r} cannot be inferred; export with shapes, or simplify custom operators",
+        f"the shape of {name!r} cannot be inferred; a custom operator before it may hide it",
     )

@@ -1,7 +1,7 @@
 """Identity, Dropout, Pad, Slice, Split, Concat, Transpose: taps of weight one.
 
-    Pad    a = −begin, zeros outside          Slice  a = +start, a step is a stride
-    Split  a selection of channels            Concat channels one behind the other
+Pad    a = −begin, zeros outside          Slice  a = +start, a step is a stride
+Split  a selection of channels            Concat channels one behind the other
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from onnxfuse.algebra.laws import Alias, Concat, Convolve, Law, Pad, Permute, Se
 from onnxfuse.evaluate.tensor import slice_of, split_sizes
 from onnxfuse.lift.common import Lifted, View, unknown_shape
 from onnxfuse.model.graph import Node
+from onnxfuse.model.shapes import Shape
 from onnxfuse.refusal import Code, Refusal
 
 _FAR = 2**31 - 1
@@ -32,8 +33,11 @@ def lift_dropout(node: Node, view: View) -> Lifted | Refusal | None:
         return Refusal(
             Code.TRAINING, "it is in training mode and random; export the model after .eval()"
         )
-    if any(view.graph.consumers.get(out) or view.graph.read_outside(out)
-           for out in node.outputs[1:] if out):
+    if any(
+        view.graph.consumers.get(out) or view.graph.read_outside(out)
+        for out in node.outputs[1:]
+        if out
+    ):
         return Refusal(Code.UNSUPPORTED, "its mask is used")
     return Lifted.one(node, Alias(), node.inputs[0])
 
@@ -80,54 +84,57 @@ def lift_slice(node: Node, view: View) -> Lifted | Refusal | None:
     settings = _slice_settings(node, view, len(shape))
     if isinstance(settings, Refusal):
         return settings
-    fixed = False
     windows: dict[int, Axis] = {}
-    laws: list[Law] = []
+    fixed = False
     for axis, (start, end, step) in settings.items():
-        size = shape[axis]
-        if step < 1:
-            return Refusal(Code.UNSUPPORTED, "it reverses an axis")
-        if size is not None:
-            run = slice_of(start, end, step, size)
-            start, end = run.start, max(run.stop, run.start)
-            if (start, end, step) == (0, size, 1):
-                continue
-            if start >= size or end <= start:
-                return Refusal(Code.MALFORMED, "it selects nothing")
-            fixed = fixed or settings[axis][1] < _FAR and settings[axis][1] >= 0
-            fixed = fixed or settings[axis][0] < 0
-            cropped = size - end
-        elif start < 0 or 0 <= end < _FAR:
-            return Refusal(
-                Code.UNKNOWN_SHAPE, "it counts from the other end of an axis of dynamic size"
-            )
-        else:
-            cropped = -end if end < 0 else 0
-            if (start, cropped, step) == (0, 0, 1):
-                continue
-        if axis == 0:
-            return Refusal(Code.BROADCAST, "it slices the batch")
-        if axis == 1 and size is not None and step == 1:
-            laws.append(Select(1, start, end))
-        else:
-            windows[axis] = Axis(step, 1, 1, start, -start - cropped - 1)
-    if not windows and not laws:
+        window = _window(start, end, step, shape[axis])
+        if isinstance(window, Refusal):
+            return window
+        if window != Axis():
+            windows[axis] = window
+            fixed = fixed or start < 0 or 0 <= end < _FAR
+    return _sliced(node, view, shape, windows, fixed=fixed)
+
+
+def _window(start: int, end: int, step: int, size: int | None) -> Axis | Refusal:
+    """One axis of a Slice as a map of one tap; a slice of everything is the identity."""
+    if step < 1:
+        return Refusal(Code.UNSUPPORTED, "it reverses an axis")
+    if size is not None:
+        run = slice_of(start, end, step, size)
+        if run.stop <= run.start:
+            return Refusal(Code.MALFORMED, "it selects nothing")
+        return Axis(step, 1, 1, run.start, run.stop - run.start - 1 - size)
+    if start < 0 or 0 <= end < _FAR:
+        return Refusal(
+            Code.UNKNOWN_SHAPE, "it counts from the other end of an axis of dynamic size"
+        )
+    return Axis(step, 1, 1, start, -start + min(end, 0) - 1)
+
+
+def _sliced(
+    node: Node, view: View, shape: Shape, windows: dict[int, Axis], *, fixed: bool
+) -> Lifted | Refusal:
+    """The law of a Slice with these windows by tensor axis."""
+    if not windows:
         return Lifted.one(node, Alias(), node.inputs[0])
-    if windows and (laws or 1 in windows):
-        return Refusal(Code.UNSUPPORTED, "it slices channels and positions at once")
-    if laws:
-        return Lifted.one(node, laws[0], node.inputs[0])
+    if 0 in windows:
+        return Refusal(Code.BROADCAST, "it slices the batch")
     channels = shape[1]
     if channels is None:
         return unknown_shape(node.inputs[0])
+    if 1 in windows:
+        window = windows.pop(1)
+        if windows or window.stride != 1:
+            return Refusal(Code.UNSUPPORTED, "it slices channels and positions at once")
+        stop = window.start + window.length(channels)
+        return Lifted.one(node, Select(1, window.start, stop), node.inputs[0])
     axes = tuple(windows.get(axis, Axis()) for axis in range(2, len(shape)))
     kernel = ex.shift("Slice", Geometry(channels, channels, channels, axes))
     return Lifted.one(node, Convolve(kernel), node.inputs[0], fixed=fixed)
 
 
-def _slice_settings(
-    node: Node, view: View, rank: int
-) -> dict[int, tuple[int, int, int]] | Refusal:
+def _slice_settings(node: Node, view: View, rank: int) -> dict[int, tuple[int, int, int]] | Refusal:
     """Start, end and step by axis, from attributes or constant inputs."""
     if "starts" in node.attributes:
         starts, ends = node.attributes["starts"], node.attributes["ends"]

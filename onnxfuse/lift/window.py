@@ -1,7 +1,7 @@
 """Conv and AveragePool: maps with a window.
 
-    Conv         y[o, p] = b[o] + Σ_{c,t} K[o, c, t] · x[c, s·p − begin + d·t]
-    AveragePool  the same with K = 1/Πk on each channel, where pads count as zeros
+Conv         y[o, p] = b[o] + Σ_{c,t} K[o, c, t] · x[c, s·p − begin + d·t]
+AveragePool  the same with K = 1/Πk on each channel, where pads count as zeros
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ def node_protos(nodes: list[NewNode]) -> list[onnx.NodeProto]:
 
 
 def is_graph(value: Any) -> bool:
+    """Whether a value is a ``gs.Graph``."""
     return isinstance(value, gs.Graph)
 
 
@@ -42,4 +43,5 @@ def to_model(graph: Any) -> onnx.ModelProto:
 
 
 def to_graph(model: onnx.ModelProto) -> Any:
+    """A ModelProto as a ``gs.Graph``."""
     return gs.import_onnx(model)

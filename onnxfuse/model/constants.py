@@ -8,6 +8,7 @@ Dropout are not in that table's reach. Sizes are bounded before anything is comp
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,11 @@ class Constants:
     """Lazy, memoised constants of one graph. ``base`` is the model file's directory."""
 
     def __init__(
-        self, graph: Graph, shapes: Shapes, base: Path | None, values: Mapping[str, Any] | None = None
+        self,
+        graph: Graph,
+        shapes: Shapes,
+        base: Path | None,
+        values: Mapping[str, Any] | None = None,
     ) -> None:
         self._graph = graph
         self._shapes = shapes
@@ -85,7 +90,7 @@ class Constants:
 
     def _shape_value(self, node: Node, shape: Shape) -> Any:
         if node.op_type == "Size":
-            return None if None in shape else np.array(int(np.prod(shape, dtype=np.int64)))
+            return None if None in shape else np.array(prod(size or 0 for size in shape), np.int64)
         part = shape[slice(node.attributes.get("start", 0), node.attributes.get("end"))]
         return None if None in part else np.array(part, np.int64)
 
@@ -112,7 +117,8 @@ class Constants:
     def stored(self, name: str) -> TensorProto | None:
         """The TensorProto that holds a constant as it stands in the file."""
         if name in self._graph.initializers:
-            return self._graph.initializers[name]
+            initializer: TensorProto = self._graph.initializers[name]
+            return initializer
         node = self._graph.producer.get(name)
         if node is not None and node.op_type == "Constant" and node.standard:
             literal = self._literal(node)
@@ -159,7 +165,7 @@ class Constants:
         if any(name and value is None for name, value in zip(node.inputs, inputs, strict=True)):
             return None
         if node.op_type in ("Shape", "Size"):
-            return self._shape_value(node, np.shape(inputs[0]))
+            return self._shape_value(node, tuple(np.asarray(inputs[0]).shape))
         attributes = self.attributes(node)
         try:
             value = evaluate(node.op_type, attributes, inputs)[0]

@@ -45,7 +45,13 @@ def load(path: str | os.PathLike[str]) -> Loaded:
     return Loaded(parse(data, str(place)), data, place)
 
 
+def base_of(path: str | os.PathLike[str]) -> Path:
+    """The directory that a model file's external data is relative to."""
+    return Path(path).parent
+
+
 def parse(data: bytes, what: str) -> onnx.ModelProto:
+    """The model that ``data`` holds; ``what`` names it in an error."""
     if not data:
         raise InputError(f"{what} is empty")
     if data.startswith(b"version https://git-lfs"):
@@ -63,7 +69,7 @@ def parse(data: bytes, what: str) -> onnx.ModelProto:
 def serialise(model: onnx.ModelProto) -> bytes:
     """The model's bytes, the same for the same model every time."""
     try:
-        return model.SerializeToString(deterministic=True)
+        return bytes(model.SerializeToString(deterministic=True))
     except (ValueError, RuntimeError) as error:
         raise InputError(
             f"the fused model cannot be written as one file (over 2 GiB?): {error}"
@@ -84,29 +90,29 @@ def check_output(path: str | os.PathLike[str]) -> Path:
 
 def write(path: Path, data: bytes) -> None:
     """Write a whole file or none: a temporary file beside it, then a rename."""
-    with _replacing(path) as temporary:
-        with open(temporary, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
+    with _replacing(path) as temporary, temporary.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[str]:
+def _replacing(path: Path) -> Iterator[Path]:
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from error
     os.close(handle)
+    temporary = Path(name)
     try:
         yield temporary
-        os.chmod(temporary, _mode(path))
-        os.replace(temporary, path)
+        temporary.chmod(_mode(path))
+        temporary.replace(path)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from error
     finally:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+            temporary.unlink()
 
 
 def _mode(path: Path) -> int:
@@ -140,7 +146,7 @@ def _same(left: Path, right: Path) -> bool:
         return True
     if left.stat().st_size != right.stat().st_size:
         return False
-    with open(left, "rb") as a, open(right, "rb") as b:
+    with left.open("rb") as a, right.open("rb") as b:
         while True:
             block = a.read(1 << 20)
             if block != b.read(1 << 20):

@@ -100,9 +100,9 @@ def _skeleton(graph: Graph, known: Mapping[str, Any]) -> onnx.ModelProto:
         if node.outputs and node.outputs[0] in known:
             continue
         proto = source.graph.node[node.index]
-        tensor = node.attributes.get("value")
-        if node.op_type == "Constant" and isinstance(tensor, TensorProto) and _large(tensor):
-            _add_tensor(inner, node.outputs[0], tensor)
+        literal = node.attributes.get("value")
+        if node.op_type == "Constant" and isinstance(literal, TensorProto) and _large(literal):
+            _add_tensor(inner, node.outputs[0], literal)
         else:
             inner.node.add().CopyFrom(proto)
     for value in source.graph.output:

@@ -69,7 +69,9 @@ def splice(
     inserted = {}
     for replacement in replacements:
         protos = build(list(replacement.nodes))
-        text = f"{version}: {replacement.region.cover.form.text}" if replacement.region.cover else ""
+        text = (
+            f"{version}: {replacement.region.cover.form.text}" if replacement.region.cover else ""
+        )
         entry = protos[-1].metadata_props.add()
         entry.key, entry.value = PROVENANCE, text
         inserted[replacement.region.root.node.index] = protos
@@ -90,12 +92,10 @@ def splice(
 
 def dead_nodes(graph: Graph, replacements: Sequence[Replacement]) -> set[int]:
     """The nodes nobody needs once the replacements' roots have new producers."""
-    readers = Counter(
-        {name: len(consumers) for name, consumers in graph.consumers.items()}
-    )
+    readers = Counter({name: len(consumers) for name, consumers in graph.consumers.items()})
     for replacement in replacements:
-        for node in replacement.nodes:
-            readers.update(dict.fromkeys(node.inputs, 1))
+        for new in replacement.nodes:
+            readers.update(dict.fromkeys(new.inputs, 1))
     dead: set[int] = set()
     queue = [replacement.region.root.node for replacement in replacements]
     while queue:

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxfuse.errors import InputError
 
-FLOATS = {
+FLOATS: dict[int, float] = {
     TensorProto.FLOAT: 2.0**-24,
     TensorProto.DOUBLE: 2.0**-53,
     TensorProto.FLOAT16: 2.0**-11,
@@ -22,6 +22,7 @@ FLOATS = {
 
 
 def dtype_of(data_type: int) -> np.dtype[Any]:
+    """The NumPy type of an ONNX element type."""
     return np.dtype(helper.tensor_dtype_to_np_dtype(data_type))
 
 
@@ -38,6 +39,7 @@ def read(tensor: TensorProto, base: Path | None) -> Any:
 
 
 def external_entries(tensor: TensorProto) -> dict[str, str]:
+    """Where an external tensor lies: location, offset, length."""
     return {entry.key: entry.value for entry in tensor.external_data}
 
 

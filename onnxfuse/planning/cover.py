@@ -59,8 +59,9 @@ def cover(form: Form, problem: Problem, affine: Affine, budget: Cost) -> Cover |
     parts = [t for t in form.terms if t.outs != (0, form.channels)]
     whole = _merged(whole, pricing, budget)
     tiles = _tiles(parts, form, pricing, budget)
-    if tiles is None or any(term.kernel.geometry.axes == () for term in (*whole, *tiles)
-                            if is_convolution(term, affine)):
+    if tiles is None or any(
+        term.kernel.geometry.axes == () for term in (*whole, *tiles) if is_convolution(term, affine)
+    ):
         return None
     found = Cover(form, tuple(whole), tuple(tiles), affine, Cost())
     return replace(found, cost=pricing.cover(found))
@@ -101,8 +102,8 @@ class _Pricing:
     def _elements(self, form: Form, channels: int) -> int:
         term = form.terms[0]
         lengths = term.kernel.geometry.lengths(self.problem.lengths(term.source))
-        return self.problem.batch(term.source.name) * channels * prod(
-            max(n or 0, 1) for n in lengths
+        return (
+            self.problem.batch(term.source.name) * channels * prod(max(n or 0, 1) for n in lengths)
         )
 
     def cover(self, found: Cover) -> Cost:
@@ -182,8 +183,10 @@ def _pairwise(terms: list[Term], pricing: _Pricing, budget: Cost) -> list[Term]:
         best: tuple[int, Term, Term, Term] | None = None
         for left, right in combinations(terms, 2):
             box = _union(left, right)
-            apart = pricing.term(left) + pricing.term(right) + pricing.addition(
-                Form(left.outs[1] - left.outs[0], (left,))
+            apart = (
+                pricing.term(left)
+                + pricing.term(right)
+                + pricing.addition(Form(left.outs[1] - left.outs[0], (left,)))
             )
             joined = pricing.term(box)
             macs = spent.macs - apart.macs + joined.macs
@@ -206,9 +209,7 @@ def _union(left: Term, right: Term) -> Term:
     return replace(left, kernel=ex.add(hull, [left.kernel, right.kernel]))
 
 
-def _tiles(
-    parts: Sequence[Term], form: Form, pricing: _Pricing, budget: Cost
-) -> list[Term] | None:
+def _tiles(parts: Sequence[Term], form: Form, pricing: _Pricing, budget: Cost) -> list[Term] | None:
     """Terms of partial channels as runs that follow each other, stacked where computed alike.
 
     ``None`` where they overlap or leave a gap: such a sum is not written in the graph.

@@ -194,9 +194,7 @@ class Problem:
         reads = [self.elements(name) for name in step.lifted.operands]
         if len(step.lifted.laws) > 1:
             reads = [self.elements(step.tensor)]
-        return cost.passes(
-            *reads, self.elements(step.tensor), itemsize=self.itemsize(step.tensor)
-        )
+        return cost.passes(*reads, self.elements(step.tensor), itemsize=self.itemsize(step.tensor))
 
 
 def steps_by_node(steps: Mapping[str, Step]) -> dict[int, list[Step]]:

@@ -69,9 +69,7 @@ def expand(root: Step, is_cut: Callable[[str], bool], problem: Problem) -> Regio
         return keep(root, problem, walk.obstacles)
     excess = max(found.cost.macs - budget.macs, 0)
     excess += max(found.cost.parameters - budget.parameters, 0)
-    return Region(
-        root, interior, sources, found, found.cost, excess, tuple(walk.obstacles)
-    )
+    return Region(root, interior, sources, found, found.cost, excess, tuple(walk.obstacles))
 
 
 def old_counts(interior: Sequence[Step], problem: Problem) -> Cost:

@@ -156,7 +156,8 @@ def solve(problem: Problem, forbidden: frozenset[str] = frozenset()) -> dict[str
     state = State(problem, _first_cuts(problem) | forbidden, set(forbidden), forbidden)
     state.settle(problem.required)
     for _ in range(SWEEPS):
-        if not any([_improve(state, tensor) for tensor in _by_position(state)]):
+        improved = [_improve(state, tensor) for tensor in _by_position(state)]
+        if not any(improved):
             break
     for _ in range(SWEEPS):
         if not _enforce_policy(state):

@@ -53,7 +53,8 @@ def prove(replacement: Replacement, view: View, kind: Any, roundoff: float) -> R
     _check_rounding(replacement, kind, roundoff, label)
     terms = _summed_terms(replacement)
     gamma = terms * U / (1 - terms * U)
-    worst, limit, tried = 0.0, 0.0, []
+    worst, limit = 0.0, 0.0
+    tried: list[tuple[int, ...]] = []
     errors: list[tuple[float, float]] = []
     for sizes in _sizes(replacement, view):
         generator = np.random.default_rng(SEED)
@@ -81,11 +82,13 @@ def prove(replacement: Replacement, view: View, kind: Any, roundoff: float) -> R
             )
         worst = max(worst, float(difference.max(initial=0)))
         limit = max(limit, float(np.max(allowed, initial=0)))
-        tried += [shape for shape in sizes.values()]
+        tried += sizes.values()
         errors.append(_measured(replacement, view, inputs, expected, kind))
     if not tried:
         raise ProofError(f"region {label!r}: no input size could be evaluated to prove it")
-    original, fused = (float(np.sqrt(np.mean(np.square(column)))) for column in zip(*errors))
+    original, fused = (
+        float(np.sqrt(np.mean(np.square(column)))) for column in zip(*errors, strict=True)
+    )
     return RegionError(worst, limit, original, fused, tuple(tried))
 
 
@@ -297,8 +300,7 @@ def _sizes(replacement: Replacement, view: View) -> Iterator[Sizes]:
         return
     least = [_least(form, axis) for axis in range(form.rank)]
     strides = [
-        {term.kernel.geometry.axes[axis].stride for term in form.terms}
-        for axis in range(form.rank)
+        {term.kernel.geometry.axes[axis].stride for term in form.terms} for axis in range(form.rank)
     ]
     shapes: dict[str, list[list[int]]] = {name: [] for name in sources}
     for axis in range(form.rank):

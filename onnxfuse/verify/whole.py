@@ -20,7 +20,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from onnxfuse.errors import ProofError
-from onnxfuse.model.graph import Graph
+from onnxfuse.model.graph import Graph, Node
 from onnxfuse.model.shapes import Shape
 from onnxfuse.model.tensors import FLOATS, dtype_of
 from onnxfuse.records import OutputError, Verification
@@ -28,14 +28,15 @@ from onnxfuse.records import OutputError, Verification
 FACTOR = 16.0
 UNITS = 4.0
 """Disturbances are at least this many units of roundoff."""
+# Operators with jumps; those that give integers or booleans (ArgMax, Greater …) need no entry.
 DISCONTINUOUS = {
-    "ArgMax", "ArgMin", "TopK", "NonMaxSuppression", "Round", "Floor", "Ceil", "Sign", "Cast",
-    "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "Equal", "NonZero", "Unique", "Hardmax",
-    "QuantizeLinear", "DynamicQuantizeLinear", "Mod",
+    "TopK", "Round", "Floor", "Ceil", "Sign", "Unique", "Hardmax", "Mod", "DynamicQuantizeLinear",
 }  # fmt: skip
 SIZES = ((1, 32), (2, 45))
 """Batch and other dynamic dimensions of the two runs where sizes are dynamic."""
 SEED = 7
+SWITCH = "onnxfuse/disturb"
+"""The graph input that turns the noise on."""
 
 ort.set_default_logger_severity(4)
 
@@ -58,42 +59,43 @@ def verify(
     """Run both models; raises `ProofError` where they differ by more than rounding."""
     targets, hidden = _targets(subject)
     try:
-        sessions = [
-            _session(_exposed(model, targets, subject.types), subject.base)
-            for model in (subject.original, subject.fused, _disturbed(subject))
-        ]
-    except _CannotRun as error:
+        original = _session(_disturbable(subject, targets), subject.base)
+        fused = _session(_exposed(subject.fused, targets, subject.types), subject.base)
+    except CannotRunError as error:
         return Verification("not-run", notes=(f"onnxruntime cannot run this model: {error}",))
-    notes = [f"{name!r} lies behind a discontinuous operator; what enters it was compared"
-             for name in hidden]
+    notes = [
+        f"{name!r} lies behind a discontinuous operator; what enters it was compared"
+        for name in hidden
+    ]
     runs: list[str] = []
     worst: dict[str, OutputError] = {}
-    for feeds in _feeds(subject, shapes, sessions[0]):
+    for feeds in _feeds(subject, shapes):
         text = ", ".join(f"{n}:{'x'.join(map(str, a.shape))}" for n, a in feeds.items())
         progress(text)
+        quiet, noisy = ({**feeds, SWITCH: np.array(on)} for on in (False, True))
         try:
-            expected = sessions[0].run(targets, feeds)
+            expected = original.run(targets, quiet)
         except Exception as error:
             notes.append(f"the original rejects {text}: {_line(error)}")
             continue
         try:
-            actual = sessions[1].run(targets, feeds)
+            actual = fused.run(targets, feeds)
         except Exception as error:
             raise ProofError(
                 f"the fused model fails at {text} where the original runs: {_line(error)}"
             ) from error
-        response = sessions[2].run(targets, feeds)
-        repeated = sessions[0].run(targets, feeds)
-        for error in _compare(subject, targets, expected, actual, response, repeated, text):
-            if error.name not in worst or error.rms > worst[error.name].rms:
-                worst[error.name] = error
+        response = original.run(targets, noisy)
+        repeated = original.run(targets, quiet)
+        for found in _compare(subject, targets, expected, actual, response, repeated, text):
+            if found.name not in worst or found.rms > worst[found.name].rms:
+                worst[found.name] = found
         runs.append(text)
     if not runs:
         return Verification("not-run", notes=tuple(notes))
     return Verification("passed", tuple(runs), tuple(worst.values()), tuple(notes))
 
 
-class _CannotRun(Exception):
+class CannotRunError(Exception):
     """onnxruntime does not load the original model."""
 
 
@@ -102,13 +104,15 @@ def _session(model: onnx.ModelProto, base: str | None) -> ort.InferenceSession:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     if base is not None:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", base)
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", base
+        )
     try:
         return ort.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:
-        raise _CannotRun(_line(error)) from error
+        raise CannotRunError(_line(error)) from error
 
 
 def _line(error: Exception) -> str:
@@ -120,24 +124,37 @@ def _targets(subject: Subject) -> tuple[list[str], list[str]]:
     """Tensors to compare, and the outputs that are not because they depend on a choice."""
     graph = subject.graph
     produced = {out for node in subject.fused.graph.node for out in node.output}
+    data = set(graph.inputs)  # what depends on values, not on shapes alone
     tainted: set[str] = set()
     entering: dict[str, None] = {}
     for node in graph.order:
-        if any(name in tainted for name in node.inputs):
+        read = [name for name in node.inputs if name in data]
+        if not read or node.op_type in ("Shape", "Size"):
+            continue
+        data.update(node.outputs)
+        if any(name in tainted for name in read):
             tainted.update(node.outputs)
-        elif node.op_type in DISCONTINUOUS or any(
-            subject.types.get(out, 0) not in FLOATS for out in node.outputs if out
-        ):
+        elif _discontinuous(node, read, subject.types):
             tainted.update(node.outputs)
-            entering.update(dict.fromkeys(n for n in node.inputs if n in produced))
+            entering.update(dict.fromkeys(n for n in read if n in produced))
     floats = [n for n in graph.outputs if n not in tainted]
     hidden = [n for n in graph.outputs if n in tainted]
     if hidden:
         floats += [
-            n for n in entering
+            n
+            for n in entering
             if n not in floats and subject.types.get(n, 0) in FLOATS and n in produced
         ]
     return floats or list(graph.outputs), hidden
+
+
+def _discontinuous(node: Node, read: Sequence[str], types: Mapping[str, int]) -> bool:
+    """Whether a small change of what a node reads can change its result by a jump."""
+    if not any(types.get(name, 0) in FLOATS for name in read):
+        return False
+    if any(out and types.get(out, 0) not in FLOATS for out in node.outputs[:1]):
+        return True
+    return node.op_type in DISCONTINUOUS
 
 
 def _exposed(
@@ -156,16 +173,18 @@ def _exposed(
     return copy
 
 
-def _disturbed(subject: Subject) -> onnx.ModelProto:
-    """The original with rounding-sized noise on each region's inputs and output."""
+def _disturbable(subject: Subject, targets: Sequence[str]) -> onnx.ModelProto:
+    """The original with a switch: rounding-sized noise on each region's inputs and output.
+
+    With the switch off every tensor is the original's, bit for bit.
+    """
     copy = onnx.ModelProto()
-    copy.CopyFrom(subject.original)
+    copy.CopyFrom(_exposed(subject.original, targets, subject.types))
     levels: dict[str, float] = {}
     for root, (sources, measured) in subject.regions.items():
         level = max(measured, UNITS * FLOATS[subject.types[root]])
         for name in (root, *sources):
             levels[name] = max(level, levels.get(name, 0.0))
-    names = {name: f"{name}/undisturbed" for name in levels}
     inputs = {value.name for value in copy.graph.input}
     nodes: list[onnx.NodeProto] = []
     for name in sorted(levels.keys() & inputs):
@@ -173,39 +192,37 @@ def _disturbed(subject: Subject) -> onnx.ModelProto:
     for node in copy.graph.node:
         node.input[:] = [f"{n}/disturbed" if n in levels and n in inputs else n for n in node.input]
         made = [out for out in node.output if out in levels]
-        node.output[:] = [names.get(out, out) for out in node.output]
+        node.output[:] = [f"{out}/calm" if out in levels else out for out in node.output]
         nodes.append(node)
         for name in made:
-            nodes += _noise(names[name], name, levels[name], subject.types[name])
+            nodes += _noise(f"{name}/calm", name, levels[name], subject.types[name])
     del copy.graph.node[:]
     copy.graph.node.extend(nodes)
-    return _exposed(copy, _targets(subject)[0], subject.types)
+    copy.graph.input.append(helper.make_tensor_value_info(SWITCH, TensorProto.BOOL, []))
+    return copy
 
 
 def _noise(source: str, target: str, level: float, kind: int) -> Iterator[onnx.NodeProto]:
-    """``target = source · (1 + level · N(0, 1))``."""
-    prefix = f"{target}/noise"
-    normal = f"{prefix}/normal"
+    """``target = source · (1 + level · N(0, 1))`` where the switch is on."""
+    normal, product, total = (f"{target}/{part}" for part in ("normal", "product", "sum"))
+    wide = f"{target}/wide"
+    yield helper.make_node("Cast", [source], [wide], to=TensorProto.FLOAT)
     yield helper.make_node(
-        "RandomNormalLike", [source], [normal], dtype=TensorProto.FLOAT, scale=level, seed=1.0
+        "RandomNormalLike", [wide], [normal], dtype=TensorProto.FLOAT, scale=level, seed=1.0
     )
-    if kind != TensorProto.FLOAT:
-        yield helper.make_node("Cast", [source], [f"{prefix}/wide"], to=TensorProto.FLOAT)
-        source = f"{prefix}/wide"
-    yield helper.make_node("Mul", [source, normal], [f"{prefix}/scaled"])
-    total = target if kind == TensorProto.FLOAT else f"{prefix}/sum"
-    yield helper.make_node("Add", [source, f"{prefix}/scaled"], [total])
-    if kind != TensorProto.FLOAT:
-        yield helper.make_node("Cast", [total], [target], to=kind)
+    yield helper.make_node("Mul", [wide, normal], [product])
+    yield helper.make_node("Add", [wide, product], [total])
+    yield helper.make_node("Cast", [total], [f"{total}/narrow"], to=kind)
+    yield helper.make_node("Where", [SWITCH, f"{total}/narrow", source], [target])
 
 
-def _feeds(
-    subject: Subject, shapes: Mapping[str, Shape], session: ort.InferenceSession
-) -> Iterator[dict[str, Any]]:
+def _feeds(subject: Subject, shapes: Mapping[str, Shape]) -> Iterator[dict[str, Any]]:
     """Seeded inputs: at two sizes where dimensions are dynamic and no shape was given."""
-    values = [v for v in subject.graph.model.graph.input
-              if v.name in {i.name for i in session.get_inputs()}
-              and v.name not in subject.graph.initializers]
+    values = [
+        value
+        for value in subject.graph.model.graph.input
+        if value.name not in subject.graph.initializers
+    ]
     seen: set[tuple[tuple[int, ...], ...]] = set()
     for batch, size in SIZES:
         generator = np.random.default_rng(SEED)
@@ -291,6 +308,8 @@ def _guess(subject: Subject, name: str) -> str:
             if other not in seen:
                 seen.add(other)
                 stack.append(other)
-    return "it depends on the regions at " + ", ".join(map(repr, found)) if found else (
-        "no fused region leads to it"
+    return (
+        "it depends on the regions at " + ", ".join(map(repr, found))
+        if found
+        else ("no fused region leads to it")
     )

@@ -1,0 +1,153 @@
+"""The report in a terminal: readable at 80 columns, plain where colours are not wanted."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from onnxfuse.records import Counts, RegionReport, Report, Verification
+
+SHOWN_REFUSALS = 8
+"""Places left alone that are listed without ``-v``."""
+
+
+def clean(name: str) -> str:
+    """A name from a model, safe to print: what is not printable is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+def number(value: int) -> str:
+    """Three significant digits with a suffix: 1.29M."""
+    for size, suffix in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if value >= size:
+            return (
+                f"{value / size:.3g}{suffix}" if value < 999 * size else f"{value // size}{suffix}"
+            )
+    return str(value)
+
+
+def show(report: Report, console: Console, *, verbose: bool = False) -> None:
+    """Print regions, totals and verification."""
+    if report.regions:
+        console.print(_regions(report.regions))
+        console.print()
+        if verbose:
+            _show_expressions(report.regions, console)
+        console.print(_totals(report.before, report.after))
+        console.print()
+    else:
+        console.print("Nothing to fuse: the output is the input, byte for byte.")
+    _show_refusals(report, console, verbose)
+    if report.assumed and report.regions:
+        shapes = ", ".join(
+            f"{clean(name)}:{','.join(str(n) for n in shape)}"
+            for name, shape in report.assumed.items()
+        )
+        console.print(f"MACs are counted at {shapes} (--input-shape changes that).", soft_wrap=True)
+    if report.regions:
+        _show_proof(report, console)
+
+
+def _show_expressions(regions: tuple[RegionReport, ...], console: Console) -> None:
+    """What each region computes, ∘ for composition, and the nodes it stood in."""
+    for region in regions:
+        console.print(Text(clean(region.node), style="bold"))
+        console.print(Text(f"  = {clean(region.expression)}"))
+        nodes = ", ".join(clean(node) for node in region.nodes)
+        console.print(Text(f"  from {nodes}", style="dim"))
+    console.print()
+
+
+def _regions(regions: tuple[RegionReport, ...]) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold", expand=True)
+    table.add_column("Region", overflow="fold", max_width=20)
+    table.add_column("Was → became", overflow="fold", ratio=1)
+    for title in ("Conv", "MACs", "Params", "Error"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for region in regions:
+        before, after = region.before, region.after
+        text = Text(region.was)
+        text.append(f" → {region.became}", style="green")
+        table.add_row(
+            Text(clean(region.node)),
+            text,
+            f"{before.conv}→{after.conv}",
+            f"{number(before.macs)}→{number(after.macs)}",
+            f"{number(before.parameters)}→{number(after.parameters)}",
+            _ratio(region),
+        )
+    return table
+
+
+def _ratio(region: RegionReport) -> str:
+    """The region's RMS error against float64, over the original's own."""
+    if region.error is None:
+        return ""
+    return "exact" if region.error.ratio is None else f"{region.error.ratio:.2f}×"
+
+
+def _totals(before: Counts, after: Counts) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("Total")
+    table.add_column("Original", justify="right")
+    table.add_column("Fused", justify="right")
+    rows = [
+        ("Nodes", before.nodes, after.nodes),
+        ("Conv", before.conv, after.conv),
+        ("BatchNormalization", before.batch_normalization, after.batch_normalization),
+        ("Parameters", before.parameters, after.parameters),
+        ("MACs", before.macs, after.macs),
+        ("File size (bytes)", before.bytes, after.bytes),
+    ]
+    for title, old, new in rows:
+        style = "green" if new < old else ""
+        table.add_row(title, f"{old:,}", Text(f"{new:,}", style=style))
+    return table
+
+
+def _show_refusals(report: Report, console: Console, verbose: bool) -> None:
+    if not report.refusals:
+        return
+    shown = report.refusals if verbose else report.refusals[:SHOWN_REFUSALS]
+    console.print(Text("Left alone", style="bold"))
+    for refusal in shown:
+        line = Text(f"  {clean(refusal.node)}: {clean(refusal.text)} ")
+        line.append(f"[{refusal.code.value}]", style="yellow")
+        console.print(line)
+    rest = len(report.refusals) - len(shown)
+    if rest:
+        console.print(f"  … and {rest} more (-v lists all)")
+
+
+def _show_proof(report: Report, console: Console) -> None:
+    errors = [region.error for region in report.regions if region.error is not None]
+    if errors:
+        worst = max(error.exact for error in errors)
+        bound = max(error.bound for error in errors)
+        console.print(
+            f"Proved {len(errors)} region{'s' * (len(errors) > 1)} in float64: largest difference "
+            f"{worst:.1e}, rounding allows {bound:.1e}. Error is the RMS error against float64, "
+            "fused over original."
+        )
+    if report.verification is not None:
+        _show_verification(report.verification, console)
+
+
+def _show_verification(found: Verification, console: Console) -> None:
+    if found.status == "passed":
+        worst = max(
+            found.outputs, key=lambda o: o.rms / o.allowed if o.allowed else 0, default=None
+        )
+        detail = ""
+        if worst is not None:
+            detail = (
+                f": {clean(worst.name)!r} differs by {worst.rms:.1e} relative RMS, "
+                f"rounding explains {worst.allowed:.1e}"
+            )
+        runs = " and ".join(clean(run) for run in found.runs)
+        console.print(f"Whole model equal in onnxruntime at {runs}{detail}.")
+    elif found.status == "not-run":
+        console.print(Text("Whole model not run; the regions' proofs stand.", style="yellow"))
+    for note in found.notes:
+        console.print(Text(f"  note: {clean(note)}", style="dim"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,12 @@ import numpy as np
 from onnxfuse.evaluate.tensor import bounded
 
 Arrays = Sequence[Any]
+MAX_WINDOWS = 1 << 24
+"""Elements that a convolution gathers at once: windows are multiplied in runs of taps."""
 
 
 def conv(attributes: Mapping[str, Any], inputs: Arrays) -> list[Any]:
-    """``x (N, C, *X)``, ``w (O, C/g, *k)``, ``b (O,)`` by a sum over taps."""
+    """``x (N, C, *X)``, ``w (O, C/g, *k)``, ``b (O,)`` by gathered windows."""
     x, w = inputs[0], inputs[1]
     rank = w.ndim - 2
     groups = attributes.get("group", 1)
@@ -33,21 +36,29 @@ def conv(attributes: Mapping[str, Any], inputs: Arrays) -> list[Any]:
     if min(lengths, default=1) < 1:
         raise ValueError("the window is larger than its input")
     batch, per_group, out = x.shape[0], w.shape[1], w.shape[0]
-    total = np.zeros((batch, groups, out // groups, *lengths), x.dtype)
-    for tap in product(*map(range, w.shape[2:])):
-        views = tuple(
-            slice(d * t, d * t + s * (n - 1) + 1, s)
-            for d, t, s, n in zip(dilations, tap, strides, lengths, strict=True)
-        )
-        seen = x[(slice(None), slice(None), *views)]
-        seen = seen.reshape(batch, groups, per_group, -1)
-        factor = w[(slice(None), slice(None), *tap)].reshape(groups, out // groups, per_group)
-        step = factor[None] * seen if per_group == 1 else np.matmul(factor[None], seen)
-        total += step.reshape(total.shape)
+    taps = list(product(*map(range, w.shape[2:])))
+    positions = prod(lengths)
+    at_once = max(MAX_WINDOWS // max(x.shape[0] * x.shape[1] * positions, 1), 1)
+    total = np.zeros((batch, groups, out // groups, positions), x.dtype)
+    for first in range(0, len(taps), at_once):
+        some = taps[first : first + at_once]
+        seen = np.stack([_tap(x, tap, strides, dilations, lengths) for tap in some], axis=2)
+        seen = seen.reshape(batch, groups, per_group * len(some), positions)
+        factor = np.stack([w[(slice(None), slice(None), *tap)] for tap in some], axis=2)
+        total += np.matmul(factor.reshape(groups, out // groups, -1)[None], seen)
     y = total.reshape(batch, out, *lengths)
     if len(inputs) > 2 and inputs[2] is not None:
         y = y + inputs[2].reshape(1, -1, *[1] * rank)
     return [y]
+
+
+def _tap(x: Any, tap: Sequence[int], strides: Any, dilations: Any, lengths: Any) -> Any:
+    """What one tap reads at every output position: ``(N, C, positions)``."""
+    views = tuple(
+        slice(d * t, d * t + s * (n - 1) + 1, s)
+        for d, t, s, n in zip(dilations, tap, strides, lengths, strict=True)
+    )
+    return x[(slice(None), slice(None), *views)].reshape(*x.shape[:2], -1)
 
 
 def window_pads(

@@ -10,7 +10,7 @@ nothing, and one that is needed anyway is free to read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from onnxfuse.algebra.laws import Concat, Sum
@@ -316,25 +316,24 @@ def _prefer_present_tensors(state: State) -> None:
 def refusals(state_regions: dict[str, Region], problem: Problem) -> list[Refusal]:
     """Why linear neighbours stayed apart: one reason for each pair that could have met."""
     found = list(problem.refusals)
-    for tensor, region in state_regions.items():
+    for region in state_regions.values():
         found += region.obstacles
         blamed = {refusal.node for refusal in region.obstacles}
         for name in region.sources:
             step = problem.steps.get(name)
             if step is None or step.node.label in blamed or region.root.node.label in blamed:
                 continue
-            reason = _why_apart(step, region, problem, tensor)
+            reason = _why_apart(step, region, problem, state_regions)
             if reason is not None:
                 found.append(reason)
     return list(dict.fromkeys(found))
 
 
-def _why_apart(step: Step, region: Region, problem: Problem, tensor: str) -> Refusal | None:
-    merged = expand(
-        region.root,
-        lambda t: t != step.tensor and (t in problem.required or t in region.sources),
-        problem,
-    )
+def _why_apart(
+    step: Step, region: Region, problem: Problem, present: Mapping[str, Region]
+) -> Refusal | None:
+    """Why a region reads a tensor instead of computing through it."""
+    merged = expand(region.root, lambda t: t != step.tensor and t in present, problem)
     label = region.root.node.label
     if not merged.replaced:
         return next(iter(merged.obstacles), None)

@@ -11,7 +11,13 @@ from onnxfuse.algebra.geometry import Geometry
 from onnxfuse.model.graph import Node
 from onnxfuse.model.tensors import FLOATS
 from onnxfuse.model.totals import macs
-from onnxfuse.planning.cover import Cover, is_convolution
+from onnxfuse.planning.cover import (
+    Cover,
+    carries_constant,
+    is_carrier,
+    is_convolution,
+    needs_constant,
+)
 from onnxfuse.planning.problem import Problem
 from onnxfuse.planning.region import Region, labels
 from onnxfuse.records import Counts, RegionError, RegionReport
@@ -25,7 +31,6 @@ def region(found: Region, problem: Problem, error: RegionError | None) -> Region
     assert found.cover is not None
     nodes = list({step.node.index: step.node for step in found.interior}.values())
     operators = new_operators(found.cover, problem)
-    constant = found.cover.form.channels if found.cover.form.constant is not None else 0
     return RegionReport(
         root=found.root.tensor,
         node=found.root.node.label,
@@ -38,11 +43,19 @@ def region(found: Region, problem: Problem, error: RegionError | None) -> Region
             nodes=len(operators),
             conv=operators.count("Conv"),
             batch_normalization=operators.count("BatchNormalization"),
-            parameters=found.cover.cost.parameters + (constant if operators != ["Identity"] else 0),
-            macs=found.cover.cost.macs,
+            parameters=new_parameters(found.cover, problem),
+            macs=found.cover.cost.macs if _sized(found, problem) else 0,
         ),
         error=error,
     )
+
+
+def _sized(found: Region, problem: Problem) -> bool:
+    """Whether the sizes that MACs are counted at are known, as the totals require."""
+    nominal = problem.view.shapes.nominal
+    assert found.cover is not None
+    shapes = [nominal.get(name) for name in (found.root.tensor, *found.cover.form.sources)]
+    return all(shape is not None and None not in shape for shape in shapes)
 
 
 def new_operators(cover: Cover, problem: Problem) -> list[str]:
@@ -56,12 +69,35 @@ def new_operators(cover: Cover, problem: Problem) -> list[str]:
     runs = len({term.outs for term in cover.tiles})
     found += ["Add"] * (len(cover.tiles) - runs) + ["Concat"] * (runs > 1)
     found += ["Add"] * (len(cover.whole) + bool(cover.tiles) - 1)
-    carried = "Conv" in found or "BatchNormalization" in found
-    if not problem.facts.zero(cover.form.constant) and not carried:
+    if needs_constant(cover.form, problem.facts) and not carries_constant(cover):
         found.append("Add")
     if not cover.form.in_base_layout:
         found.append("Transpose")
     return found or ["Identity"]
+
+
+def new_parameters(cover: Cover, problem: Problem) -> int:
+    """The elements of the constants that a cover is written with."""
+    form, facts = cover.form, problem.facts
+    total = 0
+    for term in cover.terms:
+        if is_convolution(term, cover.affine):
+            total += geo.materialise(term.kernel.geometry, term.source.lengths).parameters
+        elif not term.bare:
+            total += term.kernel.geometry.out_channels * (
+                4 if cover.affine == "BatchNormalization" else 1
+            )
+    if not needs_constant(form, facts):
+        return total
+    whole = [term for term in cover.whole if is_carrier(term, cover.affine)]
+    if whole or not carries_constant(cover):
+        in_bn = whole and not any(is_convolution(t, cover.affine) for t in whole[:1])
+        return total + (0 if in_bn else form.channels)
+    for run in {term.outs for term in cover.tiles}:
+        first = next(t for t in cover.tiles if t.outs == run and is_carrier(t, cover.affine))
+        if is_convolution(first, cover.affine) and needs_constant(form, facts, run):
+            total += run[1] - run[0]
+    return total
 
 
 def _became(cover: Cover, operators: Sequence[str]) -> str:

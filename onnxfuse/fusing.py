@@ -250,7 +250,7 @@ def _realised(
         bad: set[str] = set()
         for index, region in enumerate(plan.replaced):
             progress("fusing", index, len(plan.replaced))
-            replacement = realise(region, fresh, graph.opset)
+            replacement = realise(region, fresh, graph.opset, plan.problem.facts)
             kind = found.type_of(replacement.root)
             if splice.overflowing(replacement, kind) is None:
                 made.append(replacement)

@@ -6,7 +6,7 @@ result is a list of plain nodes and arrays that the model room writes into the f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,9 +15,15 @@ import numpy as np
 from onnxfuse.algebra import expression as ex
 from onnxfuse.algebra import geometry as geo
 from onnxfuse.algebra import weights
-from onnxfuse.algebra.form import Term
+from onnxfuse.algebra.form import Facts, Term
 from onnxfuse.algebra.weights import Array
-from onnxfuse.planning.cover import Cover, is_convolution
+from onnxfuse.planning.cover import (
+    Cover,
+    carries_constant,
+    is_carrier,
+    is_convolution,
+    needs_constant,
+)
 from onnxfuse.planning.region import Region
 
 
@@ -49,22 +55,28 @@ class Replacement:
         return self.region.root.tensor
 
 
-def realise(region: Region, fresh: Callable[[str], str], opset: int) -> Replacement:
+def realise(region: Region, fresh: Callable[[str], str], opset: int, facts: Facts) -> Replacement:
     """The operators of a region's cover; ``fresh`` makes names that are not in use."""
     assert region.cover is not None
-    return _Writer(region, region.cover, fresh, opset).write()
+    return _Writer(region, region.cover, fresh, opset, facts).write()
 
 
 class _Writer:
     """Writes one cover; the last node writes the root tensor."""
 
     def __init__(
-        self, region: Region, cover: Cover, fresh: Callable[[str], str], opset: int
+        self,
+        region: Region,
+        cover: Cover,
+        fresh: Callable[[str], str],
+        opset: int,
+        facts: Facts,
     ) -> None:
         self.region = region
         self.cover = cover
         self.fresh = fresh
         self.opset = opset
+        self.facts = facts
         self.nodes: list[NewNode] = []
         self.arrays: dict[str, Array] = {}
         self.integers: dict[str, Any] = {}
@@ -73,18 +85,23 @@ class _Writer:
 
     def write(self) -> Replacement:
         form = self.cover.form
-        self.constant = None
-        if form.constant is not None:
+        constant = None
+        if form.constant is not None and needs_constant(form, self.facts):
             constant = ex.fold(form.constant, self.memo)
-            self.constant = constant if np.any(constant) else None
-        summands = [self._term(term) for term in self._carrier_first()]
+        whole = sorted(self.cover.whole, key=lambda term: not self._carries(term))
+        summands: list[str] = []
+        for term in whole:
+            summands.append(self._term(term, constant))
+            constant = None if self._carries(term) else constant
         if self.cover.tiles:
-            summands.append(self._tiles())
+            carried = carries_constant(self.cover)
+            summands.append(self._tiles(constant if carried else None))
+            constant = None if carried else constant
         total = summands[0]
         for summand in summands[1:]:
             total = self._emit("Add", (total, summand))
-        if self.constant is not None:
-            total = self._add_constant(total, self.constant)
+        if constant is not None:
+            total = self._emit("Add", (total, self._array("bias", self._spread(constant))))
         if not form.in_base_layout:
             total = self._emit("Transpose", (total,), perm=list(form.layout))
         if not self.nodes:
@@ -93,34 +110,28 @@ class _Writer:
         self.nodes[-1] = replace(self.nodes[-1], output=root)
         return Replacement(self.region, tuple(self.nodes), self.arrays, self.integers)
 
-    def _carrier_first(self) -> Sequence[Term]:
-        """Whole terms, one that can carry the bias in front."""
-        order = list(self.cover.whole)
-        for test in (self._is_conv, lambda term: not term.bare):
-            for term in order:
-                if test(term):
-                    return [term, *(t for t in order if t is not term)]
-        return order
+    def _carries(self, term: Term) -> bool:
+        return is_carrier(term, self.cover.affine)
 
-    def _is_conv(self, term: Term) -> bool:
-        return is_convolution(term, self.cover.affine)
-
-    def _term(self, term: Term) -> str:
+    def _term(self, term: Term, constant: Array | None) -> str:
+        """The tensor of one term; an operator with a bias takes the constant."""
         if term.bare:
             return term.source.name
-        if self._is_conv(term):
-            bias, self.constant = self.constant, None
-            return self._conv(term, bias)
-        return self._affine(term)
+        if is_convolution(term, self.cover.affine):
+            return self._conv(term, constant)
+        return self._affine(term, constant)
 
-    def _affine(self, term: Term) -> str:
-        """A per-channel map as the operator the region had it as; it may take the constant."""
+    def _affine(self, term: Term, constant: Array | None) -> str:
+        """A per-channel map as the operator that the region had it as."""
         scale = ex.fold(term.kernel, self.memo).reshape(-1)
         if self.cover.affine == "BatchNormalization":
-            shift = np.zeros_like(scale) if self.constant is None else self.constant
-            self.constant = None
             zeros = np.zeros_like(scale)
-            parameters = {"scale": scale, "bias": shift, "mean": zeros, "var": np.ones_like(scale)}
+            parameters = {
+                "scale": scale,
+                "bias": zeros if constant is None else constant,
+                "mean": zeros,
+                "var": np.ones_like(scale),
+            }
             names = [self._array(kind, array) for kind, array in parameters.items()]
             return self._emit("BatchNormalization", (term.source.name, *names), epsilon=0.0)
         factor = self._array("scale", self._spread(scale))
@@ -130,28 +141,19 @@ class _Writer:
         """A per-channel vector shaped to broadcast against (N, C, *spatial)."""
         return vector.reshape(1, -1, *[1] * self.cover.form.rank)
 
-    def _add_constant(self, name: str, constant: Array) -> str:
-        self.constant = None
-        return self._emit("Add", (name, self._array("bias", self._spread(constant))))
-
-    def _tiles(self) -> str:
-        """The tiles joined on the channels; each convolution takes its share of the bias."""
+    def _tiles(self, constant: Array | None) -> str:
+        """The tiles joined on the channels; one carrier of each run takes its share."""
         runs: dict[tuple[int, int], list[Term]] = {}
         for term in self.cover.tiles:
             runs.setdefault(term.outs, []).append(term)
-        carriers = all(any(self._is_conv(t) for t in terms) for terms in runs.values())
-        bias = self.constant if carriers else None
-        if carriers:
-            self.constant = None
         names = []
         for (start, stop), terms in sorted(runs.items()):
-            share = None if bias is None else bias[start:stop]
+            needed = needs_constant(self.cover.form, self.facts, (start, stop))
+            share = constant[start:stop] if constant is not None and needed else None
             total = ""
-            for term in sorted(terms, key=lambda t: not self._is_conv(t)):
-                if self._is_conv(term):
-                    name, share = self._conv(term, share), None
-                else:
-                    name = term.source.name if term.bare else self._affine(term)
+            for term in sorted(terms, key=lambda t: not self._carries(t)):
+                name = self._term(term, share)
+                share = None
                 total = self._emit("Add", (total, name)) if total else name
             names.append(total)
         return names[0] if len(names) == 1 else self._emit("Concat", tuple(names), axis=1)
@@ -160,7 +162,7 @@ class _Writer:
         geometry = geo.materialise(term.kernel.geometry, term.source.lengths)
         kernel = weights.embed(ex.fold(term.kernel, self.memo), term.kernel.geometry, geometry)
         inputs = [self._selected(term), self._array("weight", kernel)]
-        if bias is not None and np.any(bias):
+        if bias is not None:
             inputs.append(self._array("bias", bias))
         axes = geometry.axes
         return self._emit(

@@ -15,7 +15,7 @@ from typing import Literal
 
 from onnxfuse.algebra import expression as ex
 from onnxfuse.algebra import geometry as geo
-from onnxfuse.algebra.form import Form, Term
+from onnxfuse.algebra.form import Facts, Form, Term
 from onnxfuse.algebra.geometry import Geometry
 from onnxfuse.planning import cost
 from onnxfuse.planning.cost import Cost
@@ -50,6 +50,31 @@ def is_convolution(term: Term, affine: Affine) -> bool:
     return affine == "Conv" or not (term.kernel.geometry.per_channel and whole)
 
 
+def is_carrier(term: Term, affine: Affine) -> bool:
+    """Whether the operator of a term has a bias that can take a constant."""
+    return is_convolution(term, affine) or (affine == "BatchNormalization" and not term.bare)
+
+
+def carries_constant(found: Cover) -> bool:
+    """Whether the operators of a cover can take the form's constant between them."""
+    if any(is_carrier(term, found.affine) for term in found.whole):
+        return True
+    runs = {term.outs for term in found.tiles}
+    return bool(runs) and runs == {t.outs for t in found.tiles if is_carrier(t, found.affine)}
+
+
+def needs_constant(form: Form, facts: Facts, run: tuple[int, int] | None = None) -> bool:
+    """Whether a run of the constant (all of it by default) must be written.
+
+    A constant that only a kernel could tell to be zero is written without asking.
+    """
+    if form.constant is None:
+        return False
+    start, stop = run or (0, form.channels)
+    values = None if form.constant.heavy else facts.value(form.constant, form.channels)
+    return values is None or bool(values[start:stop].any())
+
+
 def cover(form: Form, problem: Problem, affine: Affine, budget: Cost) -> Cover | None:
     """The cheapest cover found, or ``None`` where none can be written in the graph."""
     if form.border or not form.terms:
@@ -57,9 +82,13 @@ def cover(form: Form, problem: Problem, affine: Affine, budget: Cost) -> Cover |
     pricing = _Pricing(problem, affine)
     whole = [t for t in form.terms if t.outs == (0, form.channels)]
     parts = [t for t in form.terms if t.outs != (0, form.channels)]
-    whole = _merged(whole, pricing, budget)
     tiles = _tiles(parts, form, pricing, budget)
-    if tiles is None or any(
+    if tiles is None:
+        return None
+    whole += [t for t in tiles if t.outs == (0, form.channels)]
+    tiles = [t for t in tiles if t.outs != (0, form.channels)]
+    whole = _merged(whole, pricing, budget)
+    if any(
         term.kernel.geometry.axes == () for term in (*whole, *tiles) if is_convolution(term, affine)
     ):
         return None
@@ -122,19 +151,9 @@ class _Pricing:
             for run, extra in by_run.items():
                 for _ in range(extra):
                     total += self.addition(form, run[1] - run[0])
-        if form.constant is not None and not self._carried(found):
+        if needs_constant(form, self.problem.facts) and not carries_constant(found):
             total += one_pass
         return total if form.in_base_layout else total + one_pass
-
-    def _carried(self, found: Cover) -> bool:
-        """Whether some operator has a bias to take the constant."""
-        if any(is_convolution(t, self.affine) for t in found.whole):
-            return True
-        if self.affine == "BatchNormalization" and any(not t.bare for t in found.whole):
-            return True
-        runs = {t.outs for t in found.tiles}
-        carriers = {t.outs for t in found.tiles if is_convolution(t, self.affine)}
-        return bool(runs) and runs == carriers
 
 
 def _merged(terms: Sequence[Term], pricing: _Pricing, budget: Cost) -> list[Term]:
@@ -262,4 +281,12 @@ def _stack(above: list[Term], below: list[Term]) -> Term | None:
     return replace(a, kernel=kernel)
 
 
-__all__ = ["Affine", "Cover", "cover", "is_convolution"]
+__all__ = [
+    "Affine",
+    "Cover",
+    "carries_constant",
+    "cover",
+    "is_carrier",
+    "is_convolution",
+    "needs_constant",
+]

@@ -192,7 +192,7 @@ class Problem:
                     pool=node.op_type == "AveragePool",
                 )
         reads = [self.elements(name) for name in step.lifted.operands]
-        if len(step.lifted.laws) > 1:
+        if node.op_type in ("Slice", "Split"):  # only what is selected is read
             reads = [self.elements(step.tensor)]
         return cost.passes(*reads, self.elements(step.tensor), itemsize=self.itemsize(step.tensor))
 

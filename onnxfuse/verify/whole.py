@@ -274,15 +274,19 @@ def _compare(
             )
         if o.dtype.kind not in "fV" or not o.size:
             continue
-        reference, scale = o.astype(np.float64), _rms(o.astype(np.float64)) or 1.0
+        wide = [array.astype(np.float64) for array in (o, f, noisy, again)]
+        calm = np.isfinite(wide[0]) & np.isfinite(wide[2])  # where the type does not overflow
+        if not np.isfinite(wide[1][calm]).all():
+            raise ProofError(
+                f"output {name!r} is not finite at {text} where the original is; "
+                f"{_guess(subject, name)}"
+            )
+        reference, fused, heard, chance = (array[calm] for array in wide)
+        scale = _rms(reference) or 1.0
         floor = UNITS * FLOATS[subject.types.get(name, TensorProto.FLOAT)]
-        heard = _rms(noisy.astype(np.float64) - reference) / scale
-        chance = _rms(again.astype(np.float64) - reference) / scale
-        allowed = FACTOR * max(heard, floor) + 4 * chance
-        error = _rms(f.astype(np.float64) - reference) / scale
-        if not np.isfinite(reference).all():
-            same = np.array_equal(np.isfinite(reference), np.isfinite(f.astype(np.float64)))
-            error = 0.0 if same else np.inf
+        allowed = FACTOR * max(_rms(heard - reference) / scale, floor)
+        allowed += 4 * _rms(chance - reference) / scale
+        error = _rms(fused - reference) / scale
         if not error <= allowed:
             raise ProofError(
                 f"output {name!r} differs by {error:.3g} (relative RMS) at {text}, where rounding "

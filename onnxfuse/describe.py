@@ -69,7 +69,7 @@ def new_operators(cover: Cover, problem: Problem) -> list[str]:
     runs = len({term.outs for term in cover.tiles})
     found += ["Add"] * (len(cover.tiles) - runs) + ["Concat"] * (runs > 1)
     found += ["Add"] * (len(cover.whole) + bool(cover.tiles) - 1)
-    if needs_constant(cover.form, problem.facts) and not carries_constant(cover):
+    if needs_constant(cover.form, problem.facts) and not carries_constant(cover, problem.facts):
         found.append("Add")
     if not cover.form.in_base_layout:
         found.append("Transpose")
@@ -90,13 +90,13 @@ def new_parameters(cover: Cover, problem: Problem) -> int:
     if not needs_constant(form, facts):
         return total
     whole = [term for term in cover.whole if is_carrier(term, cover.affine)]
-    if whole or not carries_constant(cover):
+    if whole or not carries_constant(cover, problem.facts):
         in_bn = whole and not any(is_convolution(t, cover.affine) for t in whole[:1])
         return total + (0 if in_bn else form.channels)
     for run in {term.outs for term in cover.tiles}:
-        first = next(t for t in cover.tiles if t.outs == run and is_carrier(t, cover.affine))
-        if is_convolution(first, cover.affine) and needs_constant(form, facts, run):
-            total += run[1] - run[0]
+        if needs_constant(form, facts, run):
+            first = next(t for t in cover.tiles if t.outs == run and is_carrier(t, cover.affine))
+            total += run[1] - run[0] if is_convolution(first, cover.affine) else 0
     return total
 
 

@@ -17,16 +17,19 @@ from onnxfuse.model import io, shapes, splice, tensors
 from onnxfuse.model.constants import Constants, analyse
 from onnxfuse.model.graph import Graph
 from onnxfuse.model.shapes import Shape, Shapes
-from onnxfuse.model.totals import count, macs
+from onnxfuse.model.totals import count
 from onnxfuse.planning.problem import Problem
+from onnxfuse.planning.reasons import refusals
 from onnxfuse.planning.region import Region
-from onnxfuse.planning.search import refusals, solve
-from onnxfuse.realise import NewNode, Replacement, realise
+from onnxfuse.planning.search import solve
+from onnxfuse.realise import NewNode, Replacement, Weight, realise
 from onnxfuse.records import Counts, RegionError, RegionReport, Report, Verification
 from onnxfuse.refusal import Code, Refusal
 from onnxfuse.version import __version__
 
 Progress = Callable[[str, int, int], None]
+MAX_PASSES = 8
+"""Rounds of planning; each lowers the estimate, so a few reach the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,86 +164,67 @@ def _draft(region: Region) -> Replacement:
     return Replacement(region, (NewNode("", "", names, region.root.tensor),), {}, {})
 
 
-def plan_model(model: Any, options: Options) -> Report:
-    """What would be done to a model and why not, reading no kernel."""
-    loaded = read(model)
-    graph, found, constants = prepare(loaded, options)
-    plan = make_plan(graph, found, constants, options)
-    before = count(graph, found, constants, _size(loaded))
-    records = tuple(describe.region(region, plan.problem, None) for region in plan.replaced)
-    after = _planned_counts(before, plan, records)
-    return Report(
-        __version__, True, records, tuple(refusals(plan.regions, plan.problem)),
-        before, after, None, found.assumed,
-    )  # fmt: skip
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One round of planning and replacing; ``overflows`` are regions it had to leave."""
+
+    plan: Plan
+    replacements: list[Replacement]
+    overflows: list[Refusal]
 
 
-def _planned_counts(before: Counts, plan: Plan, records: Sequence[RegionReport]) -> Counts:
-    """The totals a plan leads to; the file's size is not known before weights are."""
-    dead = splice.dead_nodes(plan.graph, [_draft(region) for region in plan.replaced])
-    gone = {
-        name
-        for index in dead
-        for name in plan.graph.nodes[index].outputs
-        if plan.graph.nodes[index].op_type == "Constant"
-    } | splice.unused_initializers(plan.graph, dead)
-    freed = sum(describe.parameters(name, plan.problem) for name in gone)
-    new = sum(record.after.nodes for record in records)
-    kinds = [plan.graph.nodes[index].op_type for index in dead]
-    return Counts(
-        nodes=before.nodes - len(dead) + new,
-        conv=before.conv - kinds.count("Conv") + sum(r.after.conv for r in records),
-        batch_normalization=before.batch_normalization
-        - kinds.count("BatchNormalization")
-        + sum(r.after.batch_normalization for r in records),
-        parameters=before.parameters - freed + sum(r.after.parameters for r in records),
-        macs=before.macs
-        - sum(macs(plan.graph.nodes[i], plan.shapes, plan.constants) for i in dead)
-        + sum(r.after.macs for r in records),
-        bytes=0,
+@dataclass(frozen=True, slots=True)
+class Work:
+    """All rounds on a model: the first one's totals, the last one's, and the result."""
+
+    passes: list[Pass]
+    model: onnx.ModelProto
+    before: Counts
+    final: Plan
+
+    @property
+    def refusals(self) -> tuple[Refusal, ...]:
+        """Why places of the given model were left alone."""
+        first = self.passes[0]
+        return tuple(first.overflows + refusals(first.plan.regions, first.plan.problem))
+
+
+def work(loaded: io.Loaded, options: Options, progress: Progress, *, dry: bool) -> Work:
+    """Plan and replace until nothing is left to gain, so that a second run changes nothing.
+
+    Nearly always one round does it. ``dry`` reads no kernel: constants have shapes only.
+    """
+    index = prepare(loaded, options)
+    before = count(*index, _size(loaded))
+    model = loaded.model
+    pending: dict[str, Weight] = {}
+    passes: list[Pass] = []
+    for _ in range(MAX_PASSES):
+        found = _one_pass(*index, options, progress, dry=dry)
+        passes.append(found)
+        if not found.replacements:
+            break
+        model = _spliced(model, found, dry=dry)
+        for replacement in found.replacements:
+            pending.update(replacement.weights)
+        graph = Graph(model)
+        sizes = dict(options.input_shapes or {})
+        index = (graph, *analyse(graph, loaded.base, sizes, pending))
+    return Work(
+        passes, model, before, Plan(*index, passes[-1].plan.view, passes[-1].plan.problem, {})
     )
 
 
-def fuse_model(model: Any, options: Options, progress: Progress = _quiet) -> Result:
-    """Fuse a model and prove the result; raises `ProofError` where that fails."""
-    loaded = read(model)
-    graph, found, constants = prepare(loaded, options)
-    before = count(graph, found, constants, _size(loaded))
-    plan, replacements, overflows = _realised(graph, found, constants, options, progress)
-    left = tuple(overflows + refusals(plan.regions, plan.problem))
-    if not replacements:
-        report = Report(
-            __version__, False, (), left, before, before,
-            Verification("skipped", notes=("nothing was fused",)), found.assumed,
-        )  # fmt: skip
-        return Result(loaded.model, report, loaded.data)
-    errors = _prove(replacements, plan, progress)
-    records = tuple(
-        describe.region(r.region, plan.problem, e)
-        for r, e in zip(replacements, errors, strict=True)
-    )
-    fused = _spliced(loaded.model, plan, replacements)
-    data = io.serialise(fused)
-    verification = Verification("skipped", notes=("--no-verify was given",))
-    if options.verify:
-        verification = _verify_whole(loaded, fused, plan, replacements, errors, options, progress)
-    after_graph, after_shapes, after_constants = _indexed(fused, loaded, options)
-    after = count(after_graph, after_shapes, after_constants, _size(loaded, fused, data))
-    report = Report(__version__, False, records, left, before, after, verification, found.assumed)
-    return Result(fused, report, data)
-
-
-def _indexed(
-    fused: onnx.ModelProto, loaded: io.Loaded, options: Options
-) -> tuple[Graph, Shapes, Constants]:
-    graph = Graph(fused)
-    return graph, *analyse(graph, loaded.base, dict(options.input_shapes or {}))
-
-
-def _realised(
-    graph: Graph, found: Shapes, constants: Constants, options: Options, progress: Progress
-) -> tuple[Plan, list[Replacement], list[Refusal]]:
-    """The plan with its weights; a region whose weights overflow is forbidden and replanned."""
+def _one_pass(
+    graph: Graph,
+    found: Shapes,
+    constants: Constants,
+    options: Options,
+    progress: Progress,
+    *,
+    dry: bool,
+) -> Pass:
+    """The plan with its operators; a region whose weights overflow is forbidden and replanned."""
     forbidden: frozenset[str] = frozenset()
     overflows: list[Refusal] = []
     while True:
@@ -251,44 +235,92 @@ def _realised(
         for index, region in enumerate(plan.replaced):
             progress("fusing", index, len(plan.replaced))
             replacement = realise(region, fresh, graph.opset, plan.problem.facts)
+            made.append(replacement)
             kind = found.type_of(replacement.root)
-            if splice.overflowing(replacement, kind) is None:
-                made.append(replacement)
-                continue
-            bad.add(replacement.root)
-            overflows.append(
-                Refusal(
-                    Code.OVERFLOW,
-                    "the fused weights are not finite in the model's type",
-                    region.root.node.label,
+            if not dry and splice.overflowing(replacement, kind) is not None:
+                bad.add(replacement.root)
+                overflows.append(
+                    Refusal(
+                        Code.OVERFLOW,
+                        "the fused weights are not finite in the model's type",
+                        region.root.node.label,
+                    )
                 )
-            )
         if not bad:
-            return plan, made, overflows
+            return Pass(plan, made, overflows)
         forbidden |= bad
 
 
-def _prove(
-    replacements: Sequence[Replacement], plan: Plan, progress: Progress
-) -> list[RegionError]:
+def plan_model(model: Any, options: Options) -> Report:
+    """What would be done to a model and why not, reading no kernel."""
+    loaded = read(model)
+    done = work(loaded, options, _quiet, dry=True)
+    records = tuple(
+        describe.region(replacement.region, one.plan.problem, None)
+        for one in done.passes
+        for replacement in one.replacements
+    )
+    after = count(done.final.graph, done.final.shapes, done.final.constants, 0)
+    assumed = done.passes[0].plan.shapes.assumed
+    return Report(__version__, True, records, done.refusals, done.before, after, None, assumed)
+
+
+def fuse_model(model: Any, options: Options, progress: Progress = _quiet) -> Result:
+    """Fuse a model and prove the result; raises `ProofError` where that fails."""
+    loaded = read(model)
+    done = work(loaded, options, progress, dry=False)
+    records: list[RegionReport] = []
+    for one in done.passes:
+        errors = _prove(one, progress)
+        records += (
+            describe.region(replacement.region, one.plan.problem, error)
+            for replacement, error in zip(one.replacements, errors, strict=True)
+        )
+    data = io.serialise(done.model) if records else loaded.data
+    verification = Verification("skipped", notes=("nothing was fused",))
+    if records:
+        verification = Verification("skipped", notes=("--no-verify was given",))
+    if records and options.verify:
+        verification = _verify_whole(loaded, done, records, options, progress)
+    after = done.before
+    if records:
+        size = _size(loaded, done.model, data)
+        after = count(done.final.graph, done.final.shapes, done.final.constants, size)
+    assumed = done.passes[0].plan.shapes.assumed
+    report = Report(
+        __version__, False, tuple(records), done.refusals, done.before, after, verification, assumed
+    )
+    return Result(done.model, report, data)
+
+
+def _prove(found: Pass, progress: Progress) -> list[RegionError]:
+    if not found.replacements:
+        return []
     from onnxfuse.verify.region import prove
 
     errors = []
-    for index, replacement in enumerate(replacements):
-        progress("proving", index, len(replacements))
-        kind = plan.shapes.type_of(replacement.root)
-        errors.append(prove(replacement, plan.view, tensors.dtype_of(kind), tensors.FLOATS[kind]))
+    for index, replacement in enumerate(found.replacements):
+        progress("proving", index, len(found.replacements))
+        kind = found.plan.shapes.type_of(replacement.root)
+        dtype, roundoff = tensors.dtype_of(kind), tensors.FLOATS[kind]
+        errors.append(prove(replacement, found.plan.view, dtype, roundoff))
     return errors
 
 
-def _spliced(
-    model: onnx.ModelProto, plan: Plan, replacements: Sequence[Replacement]
-) -> onnx.ModelProto:
+def _spliced(model: onnx.ModelProto, found: Pass, *, dry: bool) -> onnx.ModelProto:
     from onnxfuse.model.build import node_protos
 
     fused = onnx.ModelProto()
     fused.CopyFrom(model)
-    splice.splice(fused, plan.graph, plan.shapes, replacements, node_protos, __version__)
+    splice.splice(
+        fused,
+        found.plan.graph,
+        found.plan.shapes,
+        found.replacements,
+        node_protos,
+        __version__,
+        dry=dry,
+    )
     try:
         shapes.check(Graph(fused))
     except InputError as error:
@@ -298,21 +330,24 @@ def _spliced(
 
 def _verify_whole(
     loaded: io.Loaded,
-    fused: onnx.ModelProto,
-    plan: Plan,
-    replacements: Sequence[Replacement],
-    errors: Sequence[RegionError],
+    done: Work,
+    records: Sequence[RegionReport],
     options: Options,
     progress: Progress,
 ) -> Verification:
     from onnxfuse.verify.whole import Subject, verify
 
+    plan = done.passes[0].plan
+    present = plan.graph.producer.keys() | plan.graph.inputs_set
+    measured = {r.root: r.error.rms_fused for r in records if r.error is not None}
     regions = {
-        r.root: (tuple(r.region.cover.form.sources) if r.region.cover else (), e.rms_fused)
-        for r, e in zip(replacements, errors, strict=True)
+        r.root: (tuple(present & set(r.region.sources)), measured[r.root])
+        for one in done.passes
+        for r in one.replacements
+        if r.root in present
     }
     base = None if loaded.base is None else str(loaded.base.resolve())
-    subject = Subject(loaded.model, fused, plan.graph, plan.shapes.types, regions, base)
+    subject = Subject(loaded.model, done.model, plan.graph, plan.shapes.types, regions, base)
     return verify(
         subject, dict(options.input_shapes or {}), lambda text: progress(f"running {text}", 0, 0)
     )

@@ -16,7 +16,6 @@ class Code(StrEnum):
     CEIL_MODE = "ceil-mode"
     CHANNELS = "channel-blocks"
     COST = "cost"
-    DATA_TYPE = "data-type"
     DYNAMIC_WEIGHTS = "dynamic-weights"
     EXCLUDE_PAD = "exclude-pad"
     EXCLUDED = "excluded"

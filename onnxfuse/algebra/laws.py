@@ -168,7 +168,7 @@ class Sum:
     def apply(self, forms: Sequence[Form], facts: Facts) -> Form | Refusal:
         total = _signed(forms[0], self.signs[0])
         for form, sign in zip(forms[1:], self.signs[1:], strict=True):
-            added = _add(total, _signed(form, sign))
+            added = _add(total, _signed(form, sign), facts)
             if isinstance(added, Refusal):
                 return added
             total = added
@@ -190,7 +190,7 @@ def _negated(kernel: Kernel) -> Kernel:
     return Kernel(f"−{kernel.text}", (kernel,), lambda parts: -parts[0], kernel.geometry)
 
 
-def _add(left: Form, right: Form) -> Form | Refusal:
+def _add(left: Form, right: Form, facts: Facts) -> Form | Refusal:
     if left.layout != right.layout:
         return Refusal(Code.UNSUPPORTED, "its inputs are transposed differently")
     if left.channels != right.channels:
@@ -201,7 +201,7 @@ def _add(left: Form, right: Form) -> Form | Refusal:
             "its inputs are not of equal height and width for certain; "
             "export with fixed sizes if they are",
         )
-    border = _joined_border(left, right)
+    border = _joined_border(left, right, facts)
     if isinstance(border, Refusal):
         return border
     terms = coalesce(left.terms + right.terms)
@@ -216,8 +216,17 @@ def _add(left: Form, right: Form) -> Form | Refusal:
     )
 
 
-def _joined_border(left: Form, right: Form) -> tuple[Side, ...] | Refusal:
-    """The strips of a sum; a form without a strip holds its constant there."""
+def _joined_border(left: Form, right: Form, facts: Facts) -> tuple[Side, ...] | Refusal:
+    """The strips of a sum; a form without a strip holds its constant there.
+
+    Where strips of several axes meet, a corner of either form may hold another of its values,
+    so both forms must hold one value all around.
+    """
+    if left.border and right.border and len({side.axis for side in left.border}) > 1:
+        for form in (left, right):
+            first = form.border[0].value
+            if not all(facts.equal(s.value, first, form.channels) for s in form.border):
+                return Refusal(Code.BORDER_BIAS, "its inputs hold different values at the border")
     lefts = {(side.axis, side.end): side for side in left.border}
     rights = {(side.axis, side.end): side for side in right.border}
     joined = []

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxfuse.evaluate.tensor import bounded
+from onnxfuse.evaluate.tensor import bounded, elementwise
 
 Arrays = Sequence[Any]
 MAX_WINDOWS = 1 << 24
@@ -130,6 +130,7 @@ def pad(attributes: Mapping[str, Any], inputs: Arrays) -> list[Any]:
     pairs = [(0, 0)] * x.ndim
     for axis, begin, end in zip(axes, amounts[:half], amounts[half:], strict=True):
         pairs[axis] = (begin, end)
+    bounded([n + a + b for n, (a, b) in zip(x.shape, pairs, strict=True)])
     bounded([n + max(a, 0) + max(b, 0) for n, (a, b) in zip(x.shape, pairs, strict=True)])
     grown = np.pad(x, [(max(a, 0), max(b, 0)) for a, b in pairs], constant_values=value)
     crop = tuple(
@@ -152,6 +153,7 @@ def scatter_nd(attributes: Mapping[str, Any], inputs: Arrays) -> list[Any]:
 def divide(attributes: Mapping[str, Any], inputs: Arrays) -> list[Any]:
     """Division; of integers towards zero, as ONNX has it."""
     a, b = np.asarray(inputs[0]), np.asarray(inputs[1])
+    bounded(np.broadcast_shapes(a.shape, b.shape))
     if a.dtype.kind not in "iu":
         return [a / b]
     if np.any(b == 0):
@@ -161,6 +163,7 @@ def divide(attributes: Mapping[str, Any], inputs: Arrays) -> list[Any]:
 
 
 def _sum(attributes: Mapping[str, Any], inputs: Arrays) -> list[Any]:
+    bounded(np.broadcast_shapes(*(np.shape(array) for array in inputs)))
     total = inputs[0]
     for array in inputs[1:]:
         total = total + array
@@ -179,9 +182,9 @@ LINEAR: dict[str, Callable[[Mapping[str, Any], Arrays], list[Any]]] = {
     "AveragePool": average_pool,
     "Pad": pad,
     "ScatterND": scatter_nd,
-    "Add": lambda a, x: [x[0] + x[1]],
-    "Sub": lambda a, x: [x[0] - x[1]],
-    "Mul": lambda a, x: [x[0] * x[1]],
+    "Add": elementwise(lambda x, y: x + y),
+    "Sub": elementwise(lambda x, y: x - y),
+    "Mul": elementwise(lambda x, y: x * y),
     "Div": divide,
     "Neg": lambda a, x: [-x[0]],
     "Sum": _sum,

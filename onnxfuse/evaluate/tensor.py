@@ -79,7 +79,8 @@ def slice_of(start: int, end: int, step: int, size: int) -> slice:
         raise ValueError("a Slice has step 0")
     if step > 0:
         return slice(*slice(start, end, step).indices(size))
-    first, stop, step = slice(start, max(end, -size - 1), step).indices(size)
+    first = min(max(start + size if start < 0 else start, 0), size - 1)
+    stop = min(max(end + size if end < 0 else end, -1), size - 1)
     return slice(first, None if stop < 0 else stop, step)
 
 
@@ -91,6 +92,8 @@ def split_sizes(size: int, parts: int) -> list[int]:
 
 def gather(attributes: Attributes, inputs: Arrays) -> list[Any]:
     axis = attributes.get("axis", 0)
+    rest = [size for i, size in enumerate(inputs[0].shape) if i != axis % inputs[0].ndim]
+    bounded([*rest, *np.shape(inputs[1])])
     return [np.take(inputs[0], np.asarray(inputs[1]), axis=axis)]
 
 
@@ -119,6 +122,15 @@ def tile(attributes: Attributes, inputs: Arrays) -> list[Any]:
 
 
 def einsum(attributes: Attributes, inputs: Arrays) -> list[Any]:
+    terms, _, out = attributes["equation"].replace(" ", "").partition("->")
+    if "." in terms:
+        raise ValueError("an Einsum with an ellipsis")
+    labels = dict(
+        pair
+        for term, array in zip(terms.split(","), inputs, strict=True)
+        for pair in zip(term, array.shape, strict=True)
+    )
+    bounded([labels[label] for label in out or labels])
     return [np.einsum(attributes["equation"], *inputs, optimize=True)]
 
 
@@ -145,7 +157,9 @@ def _reduce(reduction: Callable[..., Any]) -> Callable[[Attributes, Arrays], lis
     return apply
 
 
-def _elementwise(function: Callable[..., Any]) -> Callable[[Attributes, Arrays], list[Any]]:
+def elementwise(function: Callable[..., Any]) -> Callable[[Attributes, Arrays], list[Any]]:
+    """An operator of arrays that broadcast against each other."""
+
     def apply(attributes: Attributes, inputs: Arrays) -> list[Any]:
         bounded(np.broadcast_shapes(*(np.shape(array) for array in inputs)))
         return [function(*inputs)]
@@ -167,24 +181,24 @@ TENSOR: dict[str, Callable[[Attributes, Arrays], list[Any]]] = {
     "Range": range_,
     "Expand": expand,
     "Tile": tile,
-    "Where": _elementwise(np.where),
-    "Equal": _elementwise(np.equal),
-    "Less": _elementwise(np.less),
-    "LessOrEqual": _elementwise(np.less_equal),
-    "Greater": _elementwise(np.greater),
-    "GreaterOrEqual": _elementwise(np.greater_equal),
-    "Not": _elementwise(np.logical_not),
-    "And": _elementwise(np.logical_and),
-    "Or": _elementwise(np.logical_or),
-    "Abs": _elementwise(np.abs),
-    "Sqrt": _elementwise(np.sqrt),
-    "Reciprocal": _elementwise(lambda x: (1 / x).astype(x.dtype)),
-    "Pow": _elementwise(lambda x, y: np.power(x, y).astype(x.dtype)),
-    "Exp": _elementwise(np.exp),
-    "Min": lambda a, x: [np.minimum.reduce(np.broadcast_arrays(*x))],
-    "Max": lambda a, x: [np.maximum.reduce(np.broadcast_arrays(*x))],
-    "Floor": _elementwise(np.floor),
-    "Ceil": _elementwise(np.ceil),
+    "Where": elementwise(np.where),
+    "Equal": elementwise(np.equal),
+    "Less": elementwise(np.less),
+    "LessOrEqual": elementwise(np.less_equal),
+    "Greater": elementwise(np.greater),
+    "GreaterOrEqual": elementwise(np.greater_equal),
+    "Not": elementwise(np.logical_not),
+    "And": elementwise(np.logical_and),
+    "Or": elementwise(np.logical_or),
+    "Abs": elementwise(np.abs),
+    "Sqrt": elementwise(np.sqrt),
+    "Reciprocal": elementwise(lambda x: (1 / x).astype(x.dtype)),
+    "Pow": elementwise(lambda x, y: np.power(x, y).astype(x.dtype)),
+    "Exp": elementwise(np.exp),
+    "Min": elementwise(lambda *x: np.minimum.reduce(np.broadcast_arrays(*x))),
+    "Max": elementwise(lambda *x: np.maximum.reduce(np.broadcast_arrays(*x))),
+    "Floor": elementwise(np.floor),
+    "Ceil": elementwise(np.ceil),
     "ReduceSum": _reduce(np.sum),
     "ReduceProd": _reduce(np.prod),
     "ReduceMean": _reduce(np.mean),

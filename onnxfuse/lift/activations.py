@@ -37,9 +37,8 @@ def _members(node: Node, view: View) -> Iterator[tuple[str, Node]]:
         yield from _silu(node, view)
     elif node.op_type == "Exp":
         yield from _sigmoid(node, view)
-    elif node.op_type in ("Clip", "Min"):
+    elif node.op_type in ("Clip", "Min", "Max"):
         yield from _hard_sigmoid(node, view)
-    elif node.op_type in ("Max", "Min"):
         yield from _leaky(node, view)
 
 
@@ -111,15 +110,9 @@ def _negates(node: Node, view: View) -> bool:
 
 
 def _hard_sigmoid(core: Node, view: View) -> Iterator[tuple[str, Node]]:
-    top = _clip_top(core, view)
+    top, first = _clipped(core, view)
     if top is None or not (_near(top, 6.0) or _near(top, 1.0)):
         return
-    first = core
-    if core.op_type == "Min":
-        inner = _producer(_operand(core, view), view)
-        if inner is None or inner.op_type not in ("Relu", "Max"):
-            return
-        first = inner
     before = _scalars_before(first, view)
     offset = 3.0 if _near(top, 6.0) else 0.5
     if not before or before[0].op_type != "Add" or not _near(_scalar(before[0], view), offset):
@@ -139,16 +132,25 @@ def _hard_sigmoid(core: Node, view: View) -> Iterator[tuple[str, Node]]:
                     yield "HardSwish", last
 
 
-def _clip_top(node: Node, view: View) -> float | None:
-    """The upper bound of a clip whose lower bound is zero."""
-    if node.op_type == "Min":
-        return _scalar(node, view)
-    bottom, top = node.attributes.get("min"), node.attributes.get("max")
-    if bottom is None and node.input(1):
-        bottom = _number(node.input(1), view)
-    if top is None and node.input(2):
-        top = _number(node.input(2), view)
-    return None if bottom is None or top is None or abs(bottom) > 1e-6 else float(top)
+def _clipped(node: Node, view: View) -> tuple[float | None, Node]:
+    """The upper bound of a clip from zero that ends at ``node``, and the node it begins with."""
+    if node.op_type == "Clip":
+        bottom, top = node.attributes.get("min"), node.attributes.get("max")
+        if bottom is None and node.input(1):
+            bottom = _number(node.input(1), view)
+        if top is None and node.input(2):
+            top = _number(node.input(2), view)
+        whole = bottom is not None and top is not None and abs(bottom) <= 1e-6
+        return (float(top) if whole and top is not None else None), node
+    bound, inner = _scalar(node, view), _producer(_operand(node, view), view)
+    if bound is None or inner is None:
+        return None, node
+    if node.op_type == "Min" and inner.op_type in ("Relu", "Max"):
+        zero = inner.op_type == "Relu" or _scalar(inner, view) == 0
+        return (bound if zero else None), inner
+    if node.op_type == "Max" and inner.op_type == "Min" and bound == 0:
+        return _scalar(inner, view), inner
+    return None, node
 
 
 def _leaky(core: Node, view: View) -> Iterator[tuple[str, Node]]:

@@ -31,7 +31,7 @@ def lift_batch_normalization(node: Node, view: View) -> Lifted | Refusal | None:
         return Refusal(Code.UNSUPPORTED, "spatial=0 normalises every position by itself")
     parameters = node.inputs[1:5]
     for name in parameters:
-        if not view.constants.known(name):
+        if not view.known(name):
             return view.dynamic(name, "its parameter")
     shape = view.shape(node.inputs[0])
     if shape is None or len(shape) < 2:
@@ -90,7 +90,7 @@ def _sum(node: Node, view: View, signs: tuple[int, ...]) -> Lifted | Refusal | N
 
 
 def lift_sum(node: Node, view: View) -> Lifted | Refusal | None:
-    if any(view.constants.known(name) for name in node.inputs):
+    if any(view.known(name) for name in node.inputs):
         return Refusal(Code.UNSUPPORTED, "a Sum with a constant among its inputs; use Add")
     return _sum(node, view, (1,) * len(node.inputs))
 
@@ -142,7 +142,7 @@ class Constant:
 
 def _constant_side(node: Node, view: View) -> Constant | Refusal | None:
     """The constant operand of a binary node, ``None`` where both are tensors of data."""
-    known = [view.constants.known(name) for name in node.inputs[:2]]
+    known = [view.known(name) for name in node.inputs[:2]]
     if not any(known):
         return None
     first = known[0]

@@ -23,9 +23,9 @@ def lift_scatter_nd(node: Node, view: View) -> Lifted | Refusal | None:
     shape = view.shape(data)
     if shape is None:
         return unknown_shape(data)
-    if not view.constants.known(indices_name):
+    if not view.known(indices_name):
         return _dynamic(node, view, len(shape))
-    if not view.constants.known(updates_name):
+    if not view.known(updates_name):
         return view.dynamic(updates_name, "its updates")
     indices, updates = view.constants.value(indices_name), view.constants.value(updates_name)
     if indices is None or updates is None:
@@ -175,7 +175,7 @@ def _origin(name: str, axis: int, view: View) -> tuple[str, int]:
 def _expanded(name: str, rank: int, view: View) -> tuple[int | None, str] | None:
     """A constant stretched by Expand: the one axis it varies over, and its name."""
     order = list(range(rank))
-    while not view.constants.known(name):
+    while not view.known(name):
         node = view.graph.producer.get(name)
         if node is None or node.op_type not in ("Identity", "Transpose", "Expand"):
             return None

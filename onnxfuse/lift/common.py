@@ -27,6 +27,13 @@ class View:
     def shape(self, name: str) -> Shape | None:
         return self.shapes.certain.get(name)
 
+    def known(self, name: str) -> bool:
+        """Whether a tensor is a constant that can be had: stored, or computed without fail."""
+        constants = self.constants
+        return constants.known(name) and (
+            constants.at_hand(name) or constants.value(name) is not None
+        )
+
     def ints(self, node: Node, position: int) -> list[int] | None:
         """The integers of a constant input; ``None`` where it is absent or not constant."""
         value = self.constants.value(node.input(position)) if node.input(position) else None

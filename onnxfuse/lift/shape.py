@@ -27,7 +27,7 @@ def lift_identity(node: Node, view: View) -> Lifted | Refusal | None:
 
 def lift_dropout(node: Node, view: View) -> Lifted | Refusal | None:
     mode = node.input(2)
-    if mode and not view.constants.known(mode):
+    if mode and not view.known(mode):
         return view.dynamic(mode, "its training_mode")
     if mode and np.any(view.constants.value(mode)):
         return Refusal(
@@ -69,7 +69,7 @@ def lift_pad(node: Node, view: View) -> Lifted | Refusal | None:
     if not any((*begins, *ends)):
         return Lifted.one(node, Alias(), node.inputs[0])
     value = node.input(2)
-    if value and not view.constants.known(value):
+    if value and not view.known(value):
         return view.dynamic(value, "its value")
     literal = float(node.attributes.get("value", 0.0))
     load = (lambda: view.float64(value)) if value else (lambda: np.array(literal))
@@ -141,7 +141,7 @@ def _slice_settings(node: Node, view: View, rank: int) -> dict[int, tuple[int, i
         axes, steps = node.attributes.get("axes"), None
     else:
         for name in node.inputs[1:]:
-            if name and not view.constants.known(name):
+            if name and not view.known(name):
                 return view.dynamic(name, "its bound")
         found = [view.ints(node, position) for position in range(1, 5)]
         if found[0] is None or found[1] is None:
@@ -181,7 +181,7 @@ def lift_split(node: Node, view: View) -> Lifted | Refusal | None:
 
 
 def lift_concat(node: Node, view: View) -> Lifted | Refusal | None:
-    if any(view.constants.known(name) for name in node.inputs):
+    if any(view.known(name) for name in node.inputs):
         return Refusal(Code.UNSUPPORTED, "it joins a constant to data")
     shapes = [view.shape(name) for name in node.inputs]
     for name, shape in zip(node.inputs, shapes, strict=True):

@@ -20,9 +20,9 @@ from onnxfuse.refusal import Code, Refusal
 
 def lift_conv(node: Node, view: View) -> Lifted | Refusal | None:
     weight, bias = node.input(1), node.input(2)
-    if not view.constants.known(weight):
+    if not view.known(weight):
         return view.dynamic(weight, "its kernel")
-    if bias and not view.constants.known(bias):
+    if bias and not view.known(bias):
         return view.dynamic(bias, "its bias")
     shape = view.constants.shape(weight)
     if shape is None or len(shape) not in (3, 4, 5) or None in shape:
@@ -40,7 +40,7 @@ def lift_conv(node: Node, view: View) -> Lifted | Refusal | None:
     name = "×".join(str(k) for k in kernel)
     k = ex.leaf(f"Conv{name}", geometry, lambda: view.float64(weight))
     b = ex.vector("b", out, lambda: view.float64(bias)) if bias else None
-    return Lifted.one(node, Convolve(k, b), node.inputs[0], fixed=_fixed(node, axes))
+    return Lifted.one(node, Convolve(k, b), node.inputs[0])
 
 
 def lift_average_pool(node: Node, view: View) -> Lifted | Refusal | None:
@@ -53,6 +53,12 @@ def lift_average_pool(node: Node, view: View) -> Lifted | Refusal | None:
     axes = _axes(node, view, kernel)
     if isinstance(axes, Refusal):
         return axes
+    same = node.attributes.get("auto_pad", "NOTSET").startswith("SAME")
+    if same and any(axis.extent < axis.stride for axis in axes):
+        return Refusal(
+            Code.UNSUPPORTED,
+            "auto_pad with a window smaller than its stride: runtimes disagree on what that means",
+        )
     padded = any(axis.pads != (0, 0) for axis in axes)
     if padded and not node.attributes.get("count_include_pad", 0):
         return Refusal(
@@ -69,7 +75,7 @@ def lift_average_pool(node: Node, view: View) -> Lifted | Refusal | None:
         f"AvgPool{name}", geometry, lambda: np.full(geometry.kernel_shape, 1 / prod(kernel))
     )
     ceil = bool(node.attributes.get("ceil_mode", 0))
-    return Lifted.one(node, Convolve(k), node.inputs[0], fixed=ceil or _fixed(node, axes))
+    return Lifted.one(node, Convolve(k), node.inputs[0], fixed=ceil)
 
 
 def _exact_fit(axes: tuple[Axis, ...], lengths: Lengths) -> bool:
@@ -78,11 +84,6 @@ def _exact_fit(axes: tuple[Axis, ...], lengths: Lengths) -> bool:
         axis.stride == 1 or (x is not None and (x + axis.slack) % axis.stride == 0)
         for axis, x in zip(axes, lengths, strict=True)
     )
-
-
-def _fixed(node: Node, axes: tuple[Axis, ...]) -> bool:
-    same = node.attributes.get("auto_pad", "NOTSET").startswith("SAME")
-    return same and any(axis.stride > 1 for axis in axes)
 
 
 def _axes(node: Node, view: View, kernel: list[int]) -> tuple[Axis, ...] | Refusal:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from onnx import TensorProto
@@ -29,8 +29,21 @@ _CONSTANT_VALUES = {
 }
 
 
+class Weight(Protocol):
+    """A constant of known shape whose value is computed on demand."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def value(self) -> Any: ...
+
+
 class Constants:
-    """Lazy, memoised constants of one graph. ``base`` is the model file's directory."""
+    """Lazy, memoised constants of one graph. ``base`` is the model file's directory.
+
+    ``pending`` are constants that earlier fusing made and that no file holds yet.
+    """
 
     def __init__(
         self,
@@ -38,7 +51,9 @@ class Constants:
         shapes: Shapes,
         base: Path | None,
         values: Mapping[str, Any] | None = None,
+        pending: Mapping[str, Weight] | None = None,
     ) -> None:
+        self._pending = pending or {}
         self._graph = graph
         self._shapes = shapes
         self._base = base
@@ -114,6 +129,12 @@ class Constants:
         value = self.value(name)
         return None if value is None else tuple(value.shape)
 
+    def at_hand(self, name: str) -> bool:
+        """Whether a constant needs no computation."""
+        node = self._graph.producer.get(name)
+        literal = node is not None and node.op_type == "Constant"
+        return name in self._pending or literal or self.stored(name) is not None
+
     def stored(self, name: str) -> TensorProto | None:
         """The TensorProto that holds a constant as it stands in the file."""
         if name in self._graph.initializers:
@@ -151,6 +172,8 @@ class Constants:
 
     def _read(self, name: str, node: Node | None) -> Any:
         """What needs no computation."""
+        if name in self._pending:
+            return self._pending[name].value
         tensor = self.stored(name)
         if tensor is not None:
             return tensors.read(tensor, self._base)
@@ -190,13 +213,16 @@ ROUNDS = 8
 
 
 def analyse(
-    graph: Graph, base: Path | None, sizes: Mapping[str, Shape]
+    graph: Graph,
+    base: Path | None,
+    sizes: Mapping[str, Shape],
+    pending: Mapping[str, Weight] | None = None,
 ) -> tuple[Shapes, Constants]:
     """Shapes and constants together: each may need the other, a few rounds settle both."""
     known: dict[str, Any] = {}
     for _ in range(ROUNDS):
         shapes = infer(graph, sizes, known)
-        constants = Constants(graph, shapes, base, known)
+        constants = Constants(graph, shapes, base, known, pending)
         found = {
             name: value
             for name in _shape_inputs(graph, shapes)

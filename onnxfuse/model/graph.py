@@ -67,6 +67,9 @@ class Graph:
                 if name:
                     self.consumers.setdefault(name, []).append(node)
         self.captured = set(_captured(proto))
+        for info in model.training_info:
+            for inner in (info.initialization, info.algorithm):
+                self.captured.update(_all_names(inner))
         self.order = self._sorted()
 
     @cached_property
@@ -195,6 +198,7 @@ def _all_names(graph: onnx.GraphProto) -> Iterator[str]:
         inner = stack.pop()
         for value in (*inner.input, *inner.output, *inner.initializer):
             yield value.name
+        yield from (sparse.values.name for sparse in inner.sparse_initializer)
         for node in inner.node:
             yield node.name
             yield from node.input

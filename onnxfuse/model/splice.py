@@ -37,9 +37,15 @@ def fresh_names(graph: Graph) -> Callable[[str], str]:
     return fresh
 
 
-def constants(replacement: Replacement, data_type: int) -> list[TensorProto]:
+def constants(replacement: Replacement, data_type: int, *, dry: bool) -> list[TensorProto]:
     """A replacement's constants in the model's type, in the order they were made."""
-    made = [tensors.make(name, array, data_type) for name, array in replacement.arrays.items()]
+    if dry:
+        made = [
+            tensors.placeholder(name, weight.shape, data_type)
+            for name, weight in replacement.weights.items()
+        ]
+    else:
+        made = [tensors.make(name, array, data_type) for name, array in replacement.arrays.items()]
     made += [
         tensors.make(name, value, TensorProto.INT64) for name, value in replacement.integers.items()
     ]
@@ -63,8 +69,13 @@ def splice(
     replacements: Sequence[Replacement],
     build: Callable[[list[NewNode]], list[onnx.NodeProto]],
     version: str,
+    *,
+    dry: bool = False,
 ) -> set[str]:
-    """Write replacements into ``model``, the proto that ``graph`` indexes; the names removed."""
+    """Write replacements into ``model``, the proto that ``graph`` indexes; the names removed.
+
+    A ``dry`` splice reads no weights: its constants have shapes and no data.
+    """
     dead = dead_nodes(graph, replacements)
     inserted = {}
     for replacement in replacements:
@@ -83,7 +94,7 @@ def splice(
     unused = unused_initializers(graph, dead)
     for replacement in replacements:
         data_type = shapes.type_of(replacement.root)
-        model.graph.initializer.extend(constants(replacement, data_type))
+        model.graph.initializer.extend(constants(replacement, data_type, dry=dry))
     _drop(model.graph.initializer, lambda tensor: tensor.name in unused)
     _drop(model.graph.value_info, lambda value: value.name in gone)
     _drop(model.graph.quantization_annotation, lambda entry: entry.tensor_name in gone | unused)

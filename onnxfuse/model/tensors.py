@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,13 @@ def make(name: str, array: Any, data_type: int) -> TensorProto:
     converted = np.ascontiguousarray(np.asarray(array).astype(dtype_of(data_type)))
     tensor: onnx.TensorProto = numpy_helper.from_array(converted, name)
     return tensor
+
+
+def placeholder(name: str, shape: Sequence[int], data_type: int) -> TensorProto:
+    """A tensor without data, for models that are planned and never written."""
+    return TensorProto(
+        name=name, dims=shape, data_type=data_type, data_location=TensorProto.EXTERNAL
+    )
 
 
 def _line(error: Exception) -> str:

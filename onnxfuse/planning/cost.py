@@ -54,7 +54,11 @@ def convolution(
     else:
         padded = _round_up(fan_in) * _round_up(fan_out) * geometry.groups
         effort = padded * prod(geometry.taps) * positions
-    read = batch * geometry.in_channels * prod(lengths)
+    seen = [
+        min(n, p * axis.taps) if axis.taps < axis.stride else n
+        for n, p, axis in zip(lengths, out_lengths, geometry.axes, strict=True)
+    ]
+    read = batch * geometry.in_channels * prod(seen)
     moved = BYTE_COST * itemsize * (read + geometry.out_channels * positions)
     if pool:
         return Cost(time=max(effort, moved))

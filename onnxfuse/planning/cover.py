@@ -55,14 +55,6 @@ def is_carrier(term: Term, affine: Affine) -> bool:
     return is_convolution(term, affine) or (affine == "BatchNormalization" and not term.bare)
 
 
-def carries_constant(found: Cover) -> bool:
-    """Whether the operators of a cover can take the form's constant between them."""
-    if any(is_carrier(term, found.affine) for term in found.whole):
-        return True
-    runs = {term.outs for term in found.tiles}
-    return bool(runs) and runs == {t.outs for t in found.tiles if is_carrier(t, found.affine)}
-
-
 def needs_constant(form: Form, facts: Facts, run: tuple[int, int] | None = None) -> bool:
     """Whether a run of the constant (all of it by default) must be written.
 
@@ -73,6 +65,17 @@ def needs_constant(form: Form, facts: Facts, run: tuple[int, int] | None = None)
     start, stop = run or (0, form.channels)
     values = None if form.constant.heavy else facts.value(form.constant, form.channels)
     return values is None or bool(values[start:stop].any())
+
+
+def carries_constant(found: Cover, facts: Facts) -> bool:
+    """Whether the operators of a cover can take the form's constant between them."""
+    if any(is_carrier(term, found.affine) for term in found.whole):
+        return True
+    carriers = {t.outs for t in found.tiles if is_carrier(t, found.affine)}
+    runs = {term.outs for term in found.tiles}
+    return bool(runs) and all(
+        run in carriers or not needs_constant(found.form, facts, run) for run in runs
+    )
 
 
 def cover(form: Form, problem: Problem, affine: Affine, budget: Cost) -> Cover | None:
@@ -151,7 +154,9 @@ class _Pricing:
             for run, extra in by_run.items():
                 for _ in range(extra):
                     total += self.addition(form, run[1] - run[0])
-        if needs_constant(form, self.problem.facts) and not carries_constant(found):
+        if needs_constant(form, self.problem.facts) and not carries_constant(
+            found, self.problem.facts
+        ):
             total += one_pass
         return total if form.in_base_layout else total + one_pass
 

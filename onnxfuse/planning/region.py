@@ -34,6 +34,7 @@ class Region:
     cost: Cost
     excess: int
     obstacles: tuple[Refusal, ...] = ()
+    visited: tuple[str, ...] = ()
 
     @property
     def replaced(self) -> bool:
@@ -45,10 +46,16 @@ class Region:
         return self.excess, self.cost.time, len(self.interior) if self.replaced else 0
 
 
-def keep(step: Step, problem: Problem, obstacles: Sequence[Refusal] = ()) -> Region:
-    """The region of a node that stays as it is."""
+def keep(
+    step: Step,
+    problem: Problem,
+    obstacles: Sequence[Refusal] = (),
+    visited: Sequence[str] = (),
+) -> Region:
+    """The region of a node that stays as it is; ``visited`` was looked at in vain."""
     sources = tuple(dict.fromkeys(step.lifted.operands))
-    return Region(step, (step,), sources, None, problem.original_cost(step), 0, tuple(obstacles))
+    cost = problem.original_cost(step)
+    return Region(step, (step,), sources, None, cost, 0, tuple(obstacles), tuple(visited))
 
 
 def expand(root: Step, is_cut: Callable[[str], bool], problem: Problem) -> Region:
@@ -59,17 +66,26 @@ def expand(root: Step, is_cut: Callable[[str], bool], problem: Problem) -> Regio
     walk = _Forward(root, inside, problem)
     form = walk.run()
     if form is None:
-        return keep(root, problem, walk.obstacles)
+        return keep(root, problem, walk.obstacles, tuple(inside))
     interior, sources = walk.used()
     if len({step.node.index for step in interior}) == 1:
-        return keep(root, problem, walk.obstacles)
+        return keep(root, problem, walk.obstacles, tuple(inside))
     budget = old_counts(interior, problem)
     found = cover(form, problem, _affine(interior), budget)
     if found is None or root.tensor in form.sources:
-        return keep(root, problem, walk.obstacles)
+        return keep(root, problem, walk.obstacles, tuple(inside))
     excess = max(found.cost.macs - budget.macs, 0)
     excess += max(found.cost.parameters - budget.parameters, 0)
-    return Region(root, interior, sources, found, found.cost, excess, tuple(walk.obstacles))
+    return Region(
+        root,
+        interior,
+        sources,
+        found,
+        found.cost,
+        excess,
+        tuple(walk.obstacles),
+        tuple(inside),
+    )
 
 
 def old_counts(interior: Sequence[Step], problem: Problem) -> Cost:

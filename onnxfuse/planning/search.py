@@ -10,21 +10,19 @@ nothing, and one that is needed anyway is free to read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from onnxfuse.algebra.laws import Concat, Sum
 from onnxfuse.planning.cost import Cost
-from onnxfuse.planning.problem import Problem, Step
+from onnxfuse.planning.problem import Problem
 from onnxfuse.planning.region import (
     Region,
     conv_geometry,
     expand,
     freed_counts,
     keep,
-    old_counts,
 )
-from onnxfuse.refusal import Code, Refusal
 
 SWEEPS = 3
 """How often every region's cuts are tried again."""
@@ -132,7 +130,7 @@ class State:
             self.needs[name] -= 1
         for name in new.sources if new else ():
             self.needs[name] = self.needs.get(name, 0) + 1
-        for name in _touched(old):
+        for name in set(_touched(old)):
             self.touching[name].discard(tensor)
         for name in _touched(new):
             self.touching.setdefault(name, set()).add(tensor)
@@ -146,6 +144,7 @@ def _touched(region: Region | None) -> Iterator[str]:
     if region is not None:
         yield from region.sources
         yield from (step.tensor for step in region.interior)
+        yield from region.visited
 
 
 def solve(problem: Problem, forbidden: frozenset[str] = frozenset()) -> dict[str, Region]:
@@ -215,6 +214,10 @@ def _moves(state: State, region: Region) -> Iterator[Move]:
             behind = state.cuts.intersection(steps[name].lifted.operands) & steps.keys()
             if behind - state.forbidden:
                 yield Move(drop=frozenset({name, *behind}) - state.forbidden, release=release)
+    if region.obstacles and not region.replaced:
+        for name in region.visited:
+            if name != root and name not in state.cuts:
+                yield Move(add=frozenset({name}))
     if region.replaced and not _unbeatable(region):
         yield Move(add=frozenset(inner), keep=root)
         for name in inner:
@@ -311,53 +314,3 @@ def _prefer_present_tensors(state: State) -> None:
             state.adopt(tensor, shorter)
             if any(not _pays(cluster, state) for cluster in _clusters(state)):
                 state.adopt(tensor, region)
-
-
-def refusals(state_regions: dict[str, Region], problem: Problem) -> list[Refusal]:
-    """Why linear neighbours stayed apart: one reason for each pair that could have met."""
-    found = list(problem.refusals)
-    for region in state_regions.values():
-        found += region.obstacles
-        blamed = {refusal.node for refusal in region.obstacles}
-        for name in region.sources:
-            step = problem.steps.get(name)
-            if step is None or step.node.label in blamed or region.root.node.label in blamed:
-                continue
-            reason = _why_apart(step, region, problem, state_regions)
-            if reason is not None:
-                found.append(reason)
-    return list(dict.fromkeys(found))
-
-
-def _why_apart(
-    step: Step, region: Region, problem: Problem, present: Mapping[str, Region]
-) -> Refusal | None:
-    """Why a region reads a tensor instead of computing through it."""
-    merged = expand(region.root, lambda t: t != step.tensor and t in present, problem)
-    label = region.root.node.label
-    if not merged.replaced:
-        return next(iter(merged.obstacles), None)
-    into = f"merging {step.node.label!r} into it"
-    if step.tensor in problem.required:
-        graph = problem.view.graph
-        alone = merged.cost.time < region.cost.time + problem.original_cost(step).time
-        if not alone:
-            return None
-        if graph.read_outside(step.tensor):
-            return Refusal(Code.GRAPH_OUTPUT, f"{step.tensor!r} is a graph output and stays", label)
-        return Refusal(Code.READER, f"{step.tensor!r} has another reader and stays", label)
-    old = old_counts(merged.interior, problem)
-    new = merged.cost
-    if new.macs > old.macs:
-        return Refusal(
-            Code.COST, f"{into} would take MACs from {old.macs:,} to {new.macs:,}", label
-        )
-    if new.parameters > old.parameters:
-        return Refusal(
-            Code.SHARED_KERNEL if old.parameters == 0 else Code.COST,
-            f"{into} would take kernel parameters from {old.parameters:,} to {new.parameters:,}",
-            label,
-        )
-    if new.time > old.time:
-        return Refusal(Code.COST, f"{into} is estimated to be slower", label)
-    return None

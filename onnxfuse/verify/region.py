@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxfuse.algebra.form import Form
+from onnxfuse.algebra.form import Form, Source
 from onnxfuse.errors import ProofError
 from onnxfuse.evaluate import evaluate
 from onnxfuse.evaluate.linear import LINEAR
@@ -60,13 +60,20 @@ def prove(replacement: Replacement, view: View, kind: Any, roundoff: float) -> R
         generator = np.random.default_rng(SEED)
         inputs = {n: generator.standard_normal(shape) for n, shape in sizes.items()}
         try:
+            inputs = _with_derived(replacement, view, inputs)
             expected = run_original(replacement, view, inputs, DOUBLE)
+            size = run_original(replacement, view, inputs, DOUBLE, magnitude=True)
         except ValueError:
             continue  # the original itself rejects this size
         if not expected.size:
             continue  # nothing to compare, and Conv gives no empty tensors
-        actual = run_replacement(replacement, inputs, DOUBLE)
-        size = run_original(replacement, view, inputs, DOUBLE, magnitude=True)
+        try:
+            actual = run_replacement(replacement, inputs, DOUBLE)
+        except ValueError as error:
+            raise ProofError(
+                f"region {label!r}: the fused form fails at input shapes {sizes} ({error}); "
+                f"please report this and leave the region out with --except {label!r}"
+            ) from error
         allowed = 2 * gamma * size
         if replacement.region.cover is not None and replacement.region.cover.form.matched:
             allowed = allowed + 64 * roundoff * size
@@ -94,6 +101,18 @@ def prove(replacement: Replacement, view: View, kind: Any, roundoff: float) -> R
     return RegionError(worst, limit, original, fused, tuple(tried))
 
 
+def _with_derived(
+    replacement: Replacement, view: View, inputs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The inputs with those sources that are themselves computed inside the region."""
+    known = dict(inputs)
+    order = {step.tensor: step.position for step in replacement.region.interior}
+    derived = [name for name in replacement.region.sources if name not in inputs]
+    for name in sorted(derived, key=lambda n: order.get(n, 0)):
+        known[name] = run_original(replacement, view, known, DOUBLE, target=name)
+    return known
+
+
 def _measured(
     replacement: Replacement, view: View, inputs: Mapping[str, Any], expected: Any, kind: Any
 ) -> tuple[float, float]:
@@ -116,7 +135,8 @@ def _measured(
 
 
 def _round(array: Any, arithmetic: Arithmetic) -> Any:
-    return np.asarray(array).astype(arithmetic.store).astype(arithmetic.compute)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(array).astype(arithmetic.store).astype(arithmetic.compute)
 
 
 def _check_rounding(replacement: Replacement, kind: Any, roundoff: float, label: str) -> None:
@@ -149,15 +169,16 @@ def run_original(
     arithmetic: Arithmetic,
     *,
     magnitude: bool = False,
+    target: str | None = None,
 ) -> Any:
-    """The root tensor by the nodes that stand in the file, from the region's sources.
+    """The root (or ``target``) by the nodes that stand in the file, from the region's sources.
 
     With ``magnitude``, every constant and operation is replaced by its absolute counterpart.
     """
-    values: dict[str, Any] = dict(inputs)
+    values: dict[str, Any] = {n: array for n, array in inputs.items() if n != target}
     if magnitude:
         values = {name: np.abs(array) for name, array in values.items()}
-    root = replacement.root
+    root = target or replacement.root
     interior = {s.node.index for s in replacement.region.interior}
     stack = [root]
     while stack:
@@ -180,6 +201,11 @@ def run_original(
         outputs = _known_outputs(node, view, arrays, magnitude and node.index in interior)
         for out, array in zip(node.outputs, outputs, strict=False):
             values[out] = array if array is UNKNOWN else _stored(array, arithmetic)
+    if values[root] is UNKNOWN:
+        raise ProofError(
+            f"region {replacement.region.root.node.label!r}: tensor {root!r} depends on sizes that "
+            "are not known; please report this"
+        )
     return values[root]
 
 
@@ -209,7 +235,7 @@ def _stored(array: Any, arithmetic: Arithmetic) -> Any:
 def _constant(array: Any, arithmetic: Arithmetic, magnitude: bool) -> Any:
     if array.dtype.kind not in "fV" and array.dtype.name != "bfloat16":
         return np.asarray(array)
-    wide = np.asarray(array).astype(arithmetic.compute)
+    wide = _round(array, arithmetic)
     return np.abs(wide) if magnitude else wide
 
 
@@ -288,55 +314,63 @@ def run_replacement(
 
 
 def _sizes(replacement: Replacement, view: View) -> Iterator[Sizes]:
-    """The input shapes that prove a region: see the module's text."""
+    """The shapes of the region's free sources that prove it: see the module's text.
+
+    Sources that the region itself computes from others follow from those.
+    """
     region = replacement.region
     assert region.cover is not None
     form = region.cover.form
+    inner = {step.tensor for step in region.interior}
+    sources = _free_sources(replacement, view)
     fixed = any(step.lifted.fixed for step in region.interior)
-    sources = form.sources
-    if fixed and all(None not in s.lengths for s in sources.values()):
-        yield {
-            n: ((view.shape(n) or (1,))[0] or 1, s.channels, *map(_int, s.lengths))
-            for n, s in sources.items()
-        }
-        return
+    follows = len(inner.intersection(region.sources)) > 0 or sources.keys() != form.sources.keys()
     least = [_least(form, axis) for axis in range(form.rank)]
-    strides = [
-        {term.kernel.geometry.axes[axis].stride for term in form.terms} for axis in range(form.rank)
-    ]
     shapes: dict[str, list[list[int]]] = {name: [] for name in sources}
     for axis in range(form.rank):
-        step = max(strides[axis])
-        room = [
-            (_int(s.lengths[axis]) - least[axis]) // step
-            for s in sources.values()
-            if s.lengths[axis] is not None
-        ]
-        cut = max(min(room), 0) if room and len(strides[axis]) == 1 else 0
+        strides = {term.kernel.geometry.axes[axis].stride for term in form.terms}
+        step = max(strides)
+        known = [s.lengths[axis] for s in sources.values() if s.lengths[axis] is not None]
+        room = [(_int(size) - least[axis]) // step for size in known]
+        movable = bool(room) and len(strides) == 1 and not fixed and not follows
+        cut = max(min(room), 0) if movable else 0
         for name, source in sources.items():
-            known = source.lengths[axis]
-            if known is not None:
-                shapes[name].append([known - step * cut])
+            size = source.lengths[axis]
+            if size is not None:
+                shapes[name].append([size - step * cut])
             else:
                 shapes[name].append([least[axis] + residue for residue in range(step)])
+    batches = {n: ((view.shape(n) or (1,))[0] or 1) if fixed or follows else 1 for n in sources}
     rounds = max((len(options) for axes in shapes.values() for options in axes), default=1)
     for turn in range(rounds):
         yield {
-            name: (1, sources[name].channels, *(o[turn % len(o)] for o in axes))
+            name: (batches[name], sources[name].channels, *(o[turn % len(o)] for o in axes))
             for name, axes in shapes.items()
         }
-    dynamic = any(None in source.lengths for source in sources.values())
-    if dynamic:
-        yield from _smallest(form, least)
+    if any(None in source.lengths for source in sources.values()):
+        for size in range(1, min(max(least, default=1), 12)):
+            yield {
+                name: (batches[name], s.channels, *(size if n is None else n for n in s.lengths))
+                for name, s in sources.items()
+            }
 
 
-def _smallest(form: Form, least: list[int]) -> Iterator[Sizes]:
-    """Sizes from one up on the dynamic axes; those the original rejects are skipped."""
-    for size in range(1, min(max(least, default=1), 12)):
-        yield {
-            name: (1, s.channels, *(size if n is None else n for n in s.lengths))
-            for name, s in form.sources.items()
-        }
+def _free_sources(replacement: Replacement, view: View) -> dict[str, Source]:
+    """The tensors a region starts from and does not compute, with what is known of them."""
+    region = replacement.region
+    assert region.cover is not None
+    named = region.cover.form.sources
+    inner = {step.tensor for step in region.interior}
+    found: dict[str, Source] = {}
+    for name in region.sources:
+        shape = view.shape(name)
+        if name in inner:
+            continue
+        if name in named:
+            found[name] = named[name]
+        elif shape is not None and len(shape) >= 2 and shape[1] is not None:
+            found[name] = Source(name, shape[1], shape[2:])
+    return found
 
 
 def _least(form: Form, axis: int) -> int:

@@ -60,7 +60,7 @@ class Block(nn.Module):
         total = 0.0 + outputs[0] if self.from_zero else outputs[0]
         for output in outputs[1:]:
             total = total + output
-        return total if self.post is None else cast(Tensor, self.post(total))
+        return total if self.post is None else cast("Tensor", self.post(total))
 
 
 def conv(
@@ -196,7 +196,7 @@ class BNAndPad(nn.Module):
         return self.bn.bias.detach() - mean * self.bn.weight.detach() / deviation
 
     def forward(self, x: Tensor) -> Tensor:
-        y = cast(Tensor, self.bn(x))
+        y = cast("Tensor", self.bn(x))
         p = self.pad
         if p == 0:
             return y

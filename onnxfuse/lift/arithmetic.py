@@ -142,7 +142,7 @@ class Constant:
 
 def _constant_side(node: Node, view: View) -> Constant | Refusal | None:
     """The constant operand of a binary node, ``None`` where both are tensors of data."""
-    known = [view.known(name) for name in node.inputs[:2]]
+    known = [view.constants.known(name) for name in node.inputs[:2]]
     if not any(known):
         return None
     first = known[0]
@@ -150,7 +150,7 @@ def _constant_side(node: Node, view: View) -> Constant | Refusal | None:
     shape, data = view.constants.shape(constant), view.shape(operand)
     if data is None:
         return unknown_shape(operand)
-    if shape is None:
+    if shape is None or not view.known(constant):
         return Refusal(Code.DYNAMIC_WEIGHTS, f"its constant {constant!r} cannot be computed")
     if len(shape) > len(data):
         return Refusal(Code.BROADCAST, "its constant has more axes than its input")

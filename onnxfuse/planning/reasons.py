@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from onnxfuse.algebra.laws import Convolve, Sum
 from onnxfuse.planning.problem import Problem, Step
 from onnxfuse.planning.region import Region, expand, old_counts
 from onnxfuse.refusal import Code, Refusal
+
+REACH = 64
+"""Tensors that are looked back over to explain a region."""
 
 
 def refusals(regions: Mapping[str, Region], problem: Problem) -> list[Refusal]:
@@ -19,11 +22,10 @@ def refusals(regions: Mapping[str, Region], problem: Problem) -> list[Refusal]:
             for name in region.sources
             if name in problem.steps and name not in problem.required
         ]
-        reasons = [
-            reason
-            for step in priced
-            if (reason := _price(step, region, problem, regions)) is not None
-        ]
+        merged = [(s, expand(region.root, _all_but(s, regions), problem)) for s in priced]
+        reasons = [r for s, m in merged if m.replaced and (r := _price(s.node.label, m, problem))]
+        if not reasons and (any(m.obstacles for _, m in merged) or _siblings(priced)):
+            reasons = _joint(region, problem)
         found += reasons or region.obstacles
         if not reasons and not region.obstacles:
             found += _needed(region, problem, regions)
@@ -31,15 +33,45 @@ def refusals(regions: Mapping[str, Region], problem: Problem) -> list[Refusal]:
     return list(dict.fromkeys(found))
 
 
-def _price(
-    step: Step, region: Region, problem: Problem, present: Mapping[str, Region]
-) -> Refusal | None:
-    """Why a region reads a tensor that only linear nodes need, instead of computing through it."""
-    merged = expand(region.root, lambda t: t != step.tensor and t in present, problem)
+def _all_but(step: Step, present: Mapping[str, Region]) -> Callable[[str], bool]:
+    return lambda tensor: tensor != step.tensor and tensor in present
+
+
+def _siblings(steps: Sequence[Step]) -> bool:
+    """Whether two steps read one tensor, so that their sum might be one map of it."""
+    read = [name for step in steps for name in set(step.lifted.operands)]
+    return len(read) != len(set(read))
+
+
+def _joint(region: Region, problem: Problem) -> list[Refusal]:
+    """Why a region was not merged with all that precedes it, within `REACH` tensors."""
+    opened = 0
+
+    def is_cut(tensor: str) -> bool:
+        nonlocal opened
+        opened += 1
+        return tensor in problem.required or opened > REACH
+
+    merged = expand(region.root, is_cut, problem)
     if not merged.replaced:
-        return next(iter(merged.obstacles), None)
+        return list(merged.obstacles)
+    reason = _price(merged.interior[0].node.label, merged, problem)
+    if reason is None and merged.cover is not None:
+        starts = [
+            (term.source.name, term.outs, tuple(axis.stride for axis in term.kernel.geometry.axes))
+            for term in merged.cover.terms
+            if not term.bare
+        ]
+        if len(starts) != len(set(starts)):
+            text = "one kernel that holds all its branches would have more MACs or parameters"
+            reason = Refusal(Code.COST, text, region.root.node.label)
+    return [] if reason is None else [reason]
+
+
+def _price(first: str, merged: Region, problem: Problem) -> Refusal | None:
+    """What a merge that reaches back to the node ``first`` would cost too much."""
     old, new = old_counts(merged.interior, problem), merged.cost
-    into, label = f"merging {step.node.label!r} into it", region.root.node.label
+    into, label = f"merging {first!r} into it", merged.root.node.label
     if new.macs > old.macs:
         text = f"{into} would take MACs from {old.macs:,} to {new.macs:,}"
         return Refusal(Code.COST, text, label)

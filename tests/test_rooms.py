@@ -1,0 +1,127 @@
+"""Which room may know which: import directions, and that importing the package is cheap."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import onnxfuse
+from onnxfuse.refusal import Code
+
+PACKAGE = Path(onnxfuse.__file__).parent
+HEAVY = {"numpy", "onnx", "onnxruntime", "onnx_graphsurgeon", "rich", "google"}
+
+
+def modules() -> list[str]:
+    """Every module as a path inside the package."""
+    return sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py"))
+
+
+def imports(module: str, *, top_level: bool = False) -> Iterator[str]:
+    """The dotted names a module imports, inside functions too unless ``top_level``."""
+    tree = ast.parse((PACKAGE / module).read_text())
+    for node in tree.body if top_level else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively"
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def loaded_by(statement: str) -> set[str]:
+    """The packages that a fresh interpreter has loaded after ``statement``."""
+    code = f"import sys; {statement}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        cwd=PACKAGE.parent,
+    )  # fmt: skip
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import onnxfuse",
+        "import onnxfuse.cli",
+        "import onnxfuse.refusal, onnxfuse.records, onnxfuse.errors",
+        "import onnxfuse.algebra.geometry",
+        "import onnxfuse.planning.cost",
+    ],
+)
+def test_nothing_heavy_is_loaded_by(statement):
+    assert not loaded_by(statement) & HEAVY
+
+
+def test_the_algebra_and_the_evaluator_load_numpy_alone():
+    assert loaded_by("import onnxfuse.algebra.laws, onnxfuse.evaluate") & HEAVY == {"numpy"}
+
+
+@pytest.mark.parametrize(
+    ("package", "only"),
+    [
+        ("onnx_graphsurgeon", {"model/build.py"}),
+        ("onnxruntime", {"verify/whole.py"}),
+        ("rich", {"report/text.py", "cli.py"}),
+    ],
+)
+def test_a_heavy_package_has_one_door(package, only):
+    found = {m for m in modules() if any(n.split(".")[0] == package for n in imports(m))}
+    assert found <= only
+
+
+FORBIDDEN = {
+    "algebra/geometry.py": ["numpy", "onnx", "onnxfuse"],
+    "algebra/weights.py": ["onnx", "onnxfuse.model", "onnxfuse.planning", "onnxfuse.lift"],
+    "algebra/": ["onnx", "onnxruntime", "onnxfuse.model", "onnxfuse.lift", "onnxfuse.planning",
+                 "onnxfuse.realise", "onnxfuse.verify", "onnxfuse.evaluate", "onnxfuse.fusing"],
+    "planning/": ["numpy", "onnx", "onnxruntime", "onnxfuse.verify", "onnxfuse.realise",
+                  "onnxfuse.report", "onnxfuse.algebra.weights"],
+    "evaluate/": ["onnx", "onnxruntime", "onnxfuse.algebra", "onnxfuse.model", "onnxfuse.lift",
+                  "onnxfuse.planning", "onnxfuse.verify"],
+    "lift/": ["onnx", "onnxruntime", "onnxfuse.planning", "onnxfuse.realise", "onnxfuse.verify"],
+    "model/": ["onnxruntime", "onnxfuse.algebra", "onnxfuse.lift", "onnxfuse.planning",
+               "onnxfuse.verify", "onnxfuse.report"],
+    "realise.py": ["onnx", "onnxruntime", "onnxfuse.verify", "onnxfuse.lift"],
+    "records.py": ["numpy", "onnx", "onnxfuse.algebra", "onnxfuse.model", "onnxfuse.planning"],
+    "refusal.py": ["numpy", "onnx", "onnxfuse"],
+    "report/": ["numpy", "onnx", "onnxruntime", "onnxfuse.algebra", "onnxfuse.model",
+                "onnxfuse.lift", "onnxfuse.planning", "onnxfuse.verify"],
+    "verify/": ["onnx_graphsurgeon", "onnxfuse.planning", "onnxfuse.report"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("room", FORBIDDEN)
+def test_a_room_does_not_know(room):
+    members = [module for module in modules() if module == room or module.startswith(room)]
+    assert members
+    for module in members:
+        for name in imports(module):
+            for other in FORBIDDEN[room]:
+                assert name != other, f"{module} imports {name}"
+                assert not name.startswith(f"{other}."), f"{module} imports {name}"
+
+
+def test_importing_the_command_imports_heavy_packages_late():
+    top = {name.split(".")[0] for name in imports("cli.py", top_level=True)}
+    assert not top & HEAVY
+
+
+def test_every_module_says_what_it_knows():
+    for module in modules():
+        assert ast.get_docstring(ast.parse((PACKAGE / module).read_text())), module
+
+
+def test_every_code_is_given_somewhere_and_explained():
+    sources = "".join((PACKAGE / m).read_text() for m in modules() if m != "refusal.py")
+    given = {Code[name] for name in re.findall(r"Code\.([A-Z_]+)", sources)}
+    design = (PACKAGE.parent / "docs" / "design.md").read_text()
+    explained = {Code(text) for text in re.findall(r"^\| `([a-z-]+)` \|", design, re.MULTILINE)}
+    assert given == set(Code)
+    assert explained == set(Code)

@@ -27,7 +27,8 @@ from onnxfuse.algebra import expression as ex
 from onnxfuse.algebra import geometry as geo
 from onnxfuse.algebra.form import Form
 from onnxfuse.algebra.geometry import Axis, Geometry
-from onnxfuse.algebra.laws import Fill, Pad, Scale, Sum
+from onnxfuse.algebra.laws import Scale, Sum
+from onnxfuse.algebra.padding import Fill, Pad
 from onnxfuse.refusal import Code, Refusal
 
 

@@ -12,9 +12,10 @@ from typing import Protocol
 
 from onnxfuse.algebra import expression as ex
 from onnxfuse.algebra import geometry as geo
+from onnxfuse.algebra.borders import joined_border
 from onnxfuse.algebra.expression import Kernel, Vector
-from onnxfuse.algebra.form import MAX_TERMS, Facts, Form, Side, Term, coalesce, equal_lengths
-from onnxfuse.algebra.geometry import Axis, Geometry
+from onnxfuse.algebra.form import MAX_TERMS, Facts, Form, Term, coalesce, equal_lengths
+from onnxfuse.algebra.geometry import Geometry
 from onnxfuse.algebra.weights import Array
 from onnxfuse.refusal import Code, Refusal
 
@@ -67,10 +68,10 @@ class Convolve:
                 Code.BORDER_BIAS,
                 "zero padding stands behind a bias, so the border differs from the interior",
             )
-        return _sequence(self.kernel, self.bias, form)
+        return sequence(self.kernel, self.bias, form)
 
 
-def _sequence(kernel: Kernel, bias: Vector | None, form: Form) -> Form | Refusal:
+def sequence(kernel: Kernel, bias: Vector | None, form: Form) -> Form | Refusal:
     """Compose linear parts; the caller has settled what happens to the constant at borders."""
     terms: list[Term] = []
     for term in form.terms:
@@ -134,7 +135,7 @@ class Scale:
         shift = None if self.shift is None else ex.vector("b", form.channels, self.shift)
         if scale is None:
             return _shifted(form, shift)
-        out = _sequence(scale, shift, form)
+        out = sequence(scale, shift, form)
         if isinstance(out, Refusal):
             return out
         sides = [
@@ -201,7 +202,7 @@ def _add(left: Form, right: Form, facts: Facts) -> Form | Refusal:
             "its inputs are not of equal height and width for certain; "
             "export with fixed sizes if they are",
         )
-    border = _joined_border(left, right, facts)
+    border = joined_border(left, right, facts)
     if isinstance(border, Refusal):
         return border
     terms = coalesce(left.terms + right.terms)
@@ -214,38 +215,6 @@ def _add(left: Form, right: Form, facts: Facts) -> Form | Refusal:
         border=border,
         matched=left.matched or right.matched,
     )
-
-
-def _joined_border(left: Form, right: Form, facts: Facts) -> tuple[Side, ...] | Refusal:
-    """The strips of a sum; a form without a strip holds its constant there.
-
-    Where strips of several axes meet, a corner of either form may hold another of its values,
-    so both forms must hold one value all around.
-    """
-    if left.border and right.border and len({side.axis for side in left.border}) > 1:
-        for form in (left, right):
-            first = form.border[0].value
-            if not all(facts.equal(s.value, first, form.channels) for s in form.border):
-                return Refusal(Code.BORDER_BIAS, "its inputs hold different values at the border")
-    lefts = {(side.axis, side.end): side for side in left.border}
-    rights = {(side.axis, side.end): side for side in right.border}
-    joined = []
-    if (
-        left.border
-        and right.border
-        and {k: s.width for k, s in lefts.items()} != {k: s.width for k, s in rights.items()}
-    ):
-        return Refusal(Code.BORDER_BIAS, "its inputs have borders of different widths")
-    for key in dict.fromkeys([*lefts, *rights]):
-        a, b = lefts.get(key), rights.get(key)
-        value = ex.total(
-            a.value if a else left.constant,
-            b.value if b else right.constant,
-        )
-        side = a or b
-        assert side is not None
-        joined.append(replace(side, value=value))
-    return tuple(joined)
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,102 +303,6 @@ def _rows(term: Term, start: int, stop: int) -> Term | Refusal | None:
     if term.kernel.identity:
         kernel = ex.identity(rows.stop - rows.start, len(g.axes))
     return Term(term.source, kernel, term.source_start + ins.start, first - start)
-
-
-@dataclass(frozen=True, slots=True)
-class Pad:
-    """Constant padding by ``begins``/``ends`` per tensor axis (negative: cropping)."""
-
-    begins: tuple[int, ...]
-    ends: tuple[int, ...]
-    value: Loader | None = None
-
-    def apply(self, forms: Sequence[Form], facts: Facts) -> Form | Refusal:
-        (form,) = forms
-        amounts: list[tuple[int, int]] = [(0, 0)] * (form.rank + 2)
-        for axis, pair in enumerate(zip(self.begins, self.ends, strict=True)):
-            amounts[form.layout[axis]] = pair
-        if any(pair != (0, 0) for pair in amounts[:2]):
-            return Refusal(Code.BROADCAST, "it pads the batch or the channels")
-        axes = tuple(Axis.window(1, begin=begin, end=end) for begin, end in amounts[2:])
-        if any(
-            size is not None and axis.length(size) < 1
-            for axis, size in zip(axes, form.lengths, strict=True)
-        ):
-            return Refusal(Code.MALFORMED, "it leaves nothing of its input")
-        crops = any(amount < 0 for pair in amounts[2:] for amount in pair)
-        if crops and form.border:
-            return Refusal(Code.BORDER_BIAS, "it crops an input that differs at the border")
-        kernel = ex.shift("Pad", Geometry(form.channels, form.channels, form.channels, axes))
-        padded = _sequence(kernel, None, replace(form, border=()))
-        if isinstance(padded, Refusal):
-            return padded
-        value = None if self.value is None else ex.vector("pad", form.channels, self.value)
-        sides = [
-            Side(axis, end, amount, value)
-            for axis, pair in enumerate(amounts[2:])
-            for end, amount in ((False, pair[0]), (True, pair[1]))
-            if amount > 0
-        ]
-        padded = replace(padded, constant=form.constant)
-        return _bordered(padded, form.border, sides, facts)
-
-
-@dataclass(frozen=True, slots=True)
-class Fill:
-    """The outermost ``width`` positions of tensor axis ``axis`` are set to ``value``.
-
-    A border assignment (ScatterND). ``value`` varies over tensor axis ``over`` alone (``None``:
-    over none), which must be the channels. What is overwritten must carry no
-    data, as after padding (the BNAndPad of Diverse Branch Block).
-    """
-
-    axis: int
-    end: bool
-    width: int
-    over: int | None
-    value: Loader
-
-    def apply(self, forms: Sequence[Form], facts: Facts) -> Form | Refusal:
-        (form,) = forms
-        if self.over is not None and form.layout[self.over] != 1:
-            return Refusal(Code.BROADCAST, "the value it assigns varies over positions")
-        axis = form.layout[self.axis] - 2
-        if axis < 0:
-            return Refusal(Code.BROADCAST, "it assigns to the batch or the channels")
-        for term in form.terms:
-            window, size = term.kernel.geometry.axes[axis], term.source.lengths[axis]
-            silent = (
-                window.silent_after(size, self.width)
-                if self.end
-                else window.silent_before(self.width)
-            )
-            if not silent:
-                return Refusal(Code.BORDER_WINDOW, "it overwrites positions that hold data")
-        kept = []
-        for side in form.border:
-            if (side.axis, side.end) != (axis, self.end):
-                kept.append(side)
-            elif side.width > self.width:
-                return Refusal(Code.BORDER_BIAS, "it overwrites only part of a padded strip")
-        value = ex.vector("fill", form.channels, self.value)
-        return _bordered(form, tuple(kept), [Side(axis, self.end, self.width, value)], facts)
-
-
-def _bordered(form: Form, kept: tuple[Side, ...], new: list[Side], facts: Facts) -> Form | Refusal:
-    """``form`` with strips ``kept`` and ``new``; none where all equal the constant.
-
-    Every position of a strip holds the value of one of the strips it lies in, so when all values
-    equal the constant the border is gone.
-    """
-    if any((a.axis, a.end) == (b.axis, b.end) for a in kept for b in new):
-        return Refusal(Code.BORDER_BIAS, "it pads an input that already differs at the border")
-    sides = (*kept, *new)
-    if all(facts.zero(s.value) for s in sides) and facts.zero(form.constant):
-        return replace(form, border=())
-    if all(facts.equal(s.value, form.constant, form.channels) for s in sides):
-        return replace(form, border=(), matched=form.matched or bool(sides))
-    return replace(form, border=sides)
 
 
 @dataclass(frozen=True, slots=True)

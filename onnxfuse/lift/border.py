@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxfuse.algebra.laws import Fill
+from onnxfuse.algebra.padding import Fill
 from onnxfuse.lift.common import Lifted, View, unknown_shape
 from onnxfuse.model.graph import Node
 from onnxfuse.refusal import Code, Refusal

@@ -10,7 +10,8 @@ import numpy as np
 
 from onnxfuse.algebra import expression as ex
 from onnxfuse.algebra.geometry import Axis, Geometry
-from onnxfuse.algebra.laws import Alias, Concat, Convolve, Law, Pad, Permute, Select
+from onnxfuse.algebra.laws import Alias, Concat, Convolve, Law, Permute, Select
+from onnxfuse.algebra.padding import Pad
 from onnxfuse.evaluate.tensor import slice_of, split_sizes
 from onnxfuse.lift.common import Lifted, View, unknown_shape
 from onnxfuse.model.graph import Node

@@ -1,0 +1,93 @@
+"""The laws of padding: Pad, and the assignment of border strips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from onnxfuse.algebra import expression as ex
+from onnxfuse.algebra.borders import bordered
+from onnxfuse.algebra.form import Facts, Form, Side
+from onnxfuse.algebra.geometry import Axis, Geometry
+from onnxfuse.algebra.laws import Loader, sequence
+from onnxfuse.refusal import Code, Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Pad:
+    """Constant padding by ``begins``/``ends`` per tensor axis (negative: cropping)."""
+
+    begins: tuple[int, ...]
+    ends: tuple[int, ...]
+    value: Loader | None = None
+
+    def apply(self, forms: Sequence[Form], facts: Facts) -> Form | Refusal:
+        (form,) = forms
+        amounts: list[tuple[int, int]] = [(0, 0)] * (form.rank + 2)
+        for axis, pair in enumerate(zip(self.begins, self.ends, strict=True)):
+            amounts[form.layout[axis]] = pair
+        if any(pair != (0, 0) for pair in amounts[:2]):
+            return Refusal(Code.BROADCAST, "it pads the batch or the channels")
+        axes = tuple(Axis.window(1, begin=begin, end=end) for begin, end in amounts[2:])
+        if any(
+            size is not None and axis.length(size) < 1
+            for axis, size in zip(axes, form.lengths, strict=True)
+        ):
+            return Refusal(Code.MALFORMED, "it leaves nothing of its input")
+        crops = any(amount < 0 for pair in amounts[2:] for amount in pair)
+        if crops and form.border:
+            return Refusal(Code.BORDER_BIAS, "it crops an input that differs at the border")
+        kernel = ex.shift("Pad", Geometry(form.channels, form.channels, form.channels, axes))
+        padded = sequence(kernel, None, replace(form, border=()))
+        if isinstance(padded, Refusal):
+            return padded
+        value = None if self.value is None else ex.vector("pad", form.channels, self.value)
+        sides = [
+            Side(axis, end, amount, value)
+            for axis, pair in enumerate(amounts[2:])
+            for end, amount in ((False, pair[0]), (True, pair[1]))
+            if amount > 0
+        ]
+        padded = replace(padded, constant=form.constant)
+        return bordered(padded, form.border, sides, facts)
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """The outermost ``width`` positions of tensor axis ``axis`` are set to ``value``.
+
+    A border assignment (ScatterND). ``value`` varies over tensor axis ``over`` alone (``None``:
+    over none), which must be the channels. What is overwritten must carry no
+    data, as after padding (the BNAndPad of Diverse Branch Block).
+    """
+
+    axis: int
+    end: bool
+    width: int
+    over: int | None
+    value: Loader
+
+    def apply(self, forms: Sequence[Form], facts: Facts) -> Form | Refusal:
+        (form,) = forms
+        if self.over is not None and form.layout[self.over] != 1:
+            return Refusal(Code.BROADCAST, "the value it assigns varies over positions")
+        axis = form.layout[self.axis] - 2
+        if axis < 0:
+            return Refusal(Code.BROADCAST, "it assigns to the batch or the channels")
+        for term in form.terms:
+            window, size = term.kernel.geometry.axes[axis], term.source.lengths[axis]
+            silent = (
+                window.silent_after(size, self.width)
+                if self.end
+                else window.silent_before(self.width)
+            )
+            if not silent:
+                return Refusal(Code.BORDER_WINDOW, "it overwrites positions that hold data")
+        kept = []
+        for side in form.border:
+            if (side.axis, side.end) != (axis, self.end):
+                kept.append(side)
+            elif side.width > self.width:
+                return Refusal(Code.BORDER_BIAS, "it overwrites only part of a padded strip")
+        value = ex.vector("fill", form.channels, self.value)
+        return bordered(form, tuple(kept), [Side(axis, self.end, self.width, value)], facts)

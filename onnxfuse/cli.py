@@ -143,19 +143,27 @@ def _fuse(chosen: argparse.Namespace) -> int:
     started = time.perf_counter()
     with _progress(enabled=not chosen.quiet) as progress:
         result = fuse_model(chosen.input, options, progress)
-    source = io.base_of(chosen.input)
-    io.carry_external_data(result.model, source, place.parent)
+    printed = ""
+    if not chosen.quiet:  # rendered before anything is written, so that it cannot fail after
+        printed = _rendered(result.report, chosen.verbose, time.perf_counter() - started)
+    io.carry_external_data(result.model, io.base_of(chosen.input), place.parent)
     io.write(place, result.data)
-    if not chosen.quiet:
-        from rich.console import Console
-
-        from onnxfuse.report.text import show
-
-        console = Console(highlight=False)
-        show(result.report, console, verbose=chosen.verbose)
-        if chosen.verbose:
-            console.print(f"Took {time.perf_counter() - started:.2f} s.")
+    sys.stdout.write(printed)
+    sys.stdout.flush()
     return OK
+
+
+def _rendered(report: Any, verbose: bool, seconds: float) -> str:
+    from rich.console import Console
+
+    from onnxfuse.report.text import show
+
+    console = Console(highlight=False)
+    with console.capture() as captured:
+        show(report, console, verbose=verbose)
+        if verbose:
+            console.print(f"Took {seconds:.2f} s.")
+    return captured.get()
 
 
 @contextmanager

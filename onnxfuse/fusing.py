@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 
 from onnxfuse import describe
-from onnxfuse.errors import InputError, ProofError
+from onnxfuse.errors import InputError, OnnxfuseError, ProofError
 from onnxfuse.lift import View
 from onnxfuse.model import io, shapes, splice, tensors
 from onnxfuse.model.constants import Constants, analyse
@@ -95,7 +95,17 @@ def read(model: Any) -> io.Loaded:
 
 
 def prepare(loaded: io.Loaded, options: Options) -> tuple[Graph, Shapes, Constants]:
-    """Check a model and index it."""
+    """Check a model and index it; whatever is wrong with it is an `InputError`."""
+    try:
+        return _prepared(loaded, options)
+    except OnnxfuseError:
+        raise
+    except Exception as error:
+        detail = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"the model cannot be analysed: {detail}") from error
+
+
+def _prepared(loaded: io.Loaded, options: Options) -> tuple[Graph, Shapes, Constants]:
     graph = Graph(loaded.model)
     for tensor in loaded.model.graph.initializer:
         tensors.check_size(tensor)

@@ -274,3 +274,9 @@ def test_missing_external_data(tmp_path: Path, capsys: pytest.CaptureFixture[str
     onnx.save(model, source, save_as_external_data=True, location="m.data", size_threshold=16)
     (tmp_path / "m.data").unlink()
     assert "m.data" in fails([str(source), str(tmp_path / "o.onnx")], 2, capsys)
+
+
+def test_names_that_are_not_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "in.onnx"
+    source.write_bytes(REPVGG.read_bytes().replace(b"/0/Add_1", b"/0/\xff\xfe\xfd_1"))
+    assert "UTF-8" in fails([str(source), str(tmp_path / "o.onnx")], 2, capsys)

@@ -50,6 +50,7 @@ class Graph:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = model
         proto = model.graph
+        _check_names(proto)
         self.nodes = [_node(index, node) for index, node in enumerate(proto.node)]
         self.inputs = [value.name for value in proto.input]
         self.outputs = [value.name for value in proto.output]
@@ -139,6 +140,15 @@ class Graph:
         used = set(_all_names(self.model.graph))
         used.update(value.name for value in self.model.graph.value_info)
         return used
+
+
+def _check_names(graph: onnx.GraphProto) -> None:
+    """Refuse names that are not text; protobuf hands those out as bytes."""
+    found = [name for name in _all_names(graph) if not isinstance(name, str)]
+    found += [node.op_type for node in graph.node if not isinstance(node.op_type, str)]
+    found += [node.domain for node in graph.node if not isinstance(node.domain, str)]
+    if found:
+        raise InputError(f"the model holds a name that is not UTF-8: {found[0]!r}")
 
 
 def _node(index: int, proto: onnx.NodeProto) -> Node:

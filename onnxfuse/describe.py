@@ -17,6 +17,7 @@ from onnxfuse.planning.cover import (
     is_carrier,
     is_convolution,
     needs_constant,
+    operators,
 )
 from onnxfuse.planning.problem import Problem
 from onnxfuse.planning.region import Region, labels
@@ -30,19 +31,19 @@ def region(found: Region, problem: Problem, error: RegionError | None) -> Region
     """The report of one replaced region."""
     assert found.cover is not None
     nodes = list({step.node.index: step.node for step in found.interior}.values())
-    operators = new_operators(found.cover, problem)
+    written = operators(found.cover, problem.facts)
     return RegionReport(
         root=found.root.tensor,
         node=found.root.node.label,
         nodes=labels(found.interior),
         was=_kinds([n.op_type for n in nodes if n.op_type not in QUIET]) or "Identity",
-        became=_became(found.cover, operators),
+        became=_became(found.cover, written),
         expression=found.cover.form.text,
         before=_old_counts(nodes, problem),
         after=Counts(
-            nodes=len(operators),
-            conv=operators.count("Conv"),
-            batch_normalization=operators.count("BatchNormalization"),
+            nodes=len(written),
+            conv=written.count("Conv"),
+            batch_normalization=written.count("BatchNormalization"),
             parameters=new_parameters(found.cover, problem),
             macs=found.cover.cost.macs if _sized(found, problem) else 0,
         ),
@@ -56,24 +57,6 @@ def _sized(found: Region, problem: Problem) -> bool:
     assert found.cover is not None
     shapes = [nominal.get(name) for name in (found.root.tensor, *found.cover.form.sources)]
     return all(shape is not None and None not in shape for shape in shapes)
-
-
-def new_operators(cover: Cover, problem: Problem) -> list[str]:
-    """The operators that a cover is written with."""
-    found: list[str] = []
-    for term in cover.terms:
-        if is_convolution(term, cover.affine):
-            found += ["Slice"] * (term.ins != (0, term.source.channels)) + ["Conv"]
-        elif not term.bare:
-            found.append(cover.affine)
-    runs = len({term.outs for term in cover.tiles})
-    found += ["Add"] * (len(cover.tiles) - runs) + ["Concat"] * (runs > 1)
-    found += ["Add"] * (len(cover.whole) + bool(cover.tiles) - 1)
-    if needs_constant(cover.form, problem.facts) and not carries_constant(cover, problem.facts):
-        found.append("Add")
-    if not cover.form.in_base_layout:
-        found.append("Transpose")
-    return found or ["Identity"]
 
 
 def new_parameters(cover: Cover, problem: Problem) -> int:
@@ -100,14 +83,14 @@ def new_parameters(cover: Cover, problem: Problem) -> int:
     return total
 
 
-def _became(cover: Cover, operators: Sequence[str]) -> str:
+def _became(cover: Cover, written: Sequence[str]) -> str:
     """``Conv 3×3`` and the like, with what else is left."""
     convs = [
         _conv(geo.materialise(t.kernel.geometry, t.source.lengths), t)
         for t in cover.terms
         if is_convolution(t, cover.affine)
     ]
-    rest = _kinds([kind for kind in operators if kind != "Conv"])
+    rest = _kinds([kind for kind in written if kind != "Conv"])
     return ", ".join([*convs, *([rest] if rest else [])])
 
 

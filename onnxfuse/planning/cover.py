@@ -78,6 +78,24 @@ def carries_constant(found: Cover, facts: Facts) -> bool:
     )
 
 
+def operators(cover: Cover, facts: Facts) -> list[str]:
+    """The operators that a cover is written with."""
+    found: list[str] = []
+    for term in cover.terms:
+        if is_convolution(term, cover.affine):
+            found += ["Slice"] * (term.ins != (0, term.source.channels)) + ["Conv"]
+        elif not term.bare:
+            found.append(cover.affine)
+    runs = len({term.outs for term in cover.tiles})
+    found += ["Add"] * (len(cover.tiles) - runs) + ["Concat"] * (runs > 1)
+    found += ["Add"] * (len(cover.whole) + bool(cover.tiles) - 1)
+    if needs_constant(cover.form, facts) and not carries_constant(cover, facts):
+        found.append("Add")
+    if not cover.form.in_base_layout:
+        found.append("Transpose")
+    return found or ["Identity"]
+
+
 def cover(form: Form, problem: Problem, affine: Affine, budget: Cost) -> Cover | None:
     """The cheapest cover found, or ``None`` where none can be written in the graph."""
     if form.border or not form.terms:
@@ -294,4 +312,5 @@ __all__ = [
     "is_carrier",
     "is_convolution",
     "needs_constant",
+    "operators",
 ]

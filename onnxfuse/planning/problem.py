@@ -6,7 +6,7 @@ lifted, a graph output, another scope. Everything else exists only for the sake 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
@@ -106,12 +106,16 @@ class Problem:
 
     def shared_outputs(self, step: Step) -> bool:
         """Whether another output of the step's node is in use, so that the node must stay."""
+        return any(out != step.tensor for out in self.used_outputs(step))
+
+    def used_outputs(self, step: Step) -> list[str]:
+        """The outputs of a step's node that anything reads."""
         graph = self.view.graph
-        return any(
-            out != step.tensor and (graph.consumers.get(out) or graph.read_outside(out))
+        return [
+            out
             for out in step.node.outputs
-            if out
-        )
+            if out and (graph.consumers.get(out) or graph.read_outside(out))
+        ]
 
     def _read_outside(self, tensor: str, auxiliary: set[int]) -> bool:
         """Whether something other than lifted nodes needs a tensor."""
@@ -195,11 +199,3 @@ class Problem:
         if node.op_type in ("Slice", "Split"):  # only what is selected is read
             reads = [self.elements(step.tensor)]
         return cost.passes(*reads, self.elements(step.tensor), itemsize=self.itemsize(step.tensor))
-
-
-def steps_by_node(steps: Mapping[str, Step]) -> dict[int, list[Step]]:
-    """The steps of each node, by the node's index."""
-    found: dict[int, list[Step]] = {}
-    for step in steps.values():
-        found.setdefault(step.node.index, []).append(step)
-    return found

@@ -13,7 +13,7 @@ from onnxfuse.algebra.form import Form
 from onnxfuse.algebra.geometry import Geometry
 from onnxfuse.algebra.laws import Convolve
 from onnxfuse.planning.cost import Cost
-from onnxfuse.planning.cover import Affine, Cover, cover
+from onnxfuse.planning.cover import Affine, Cover, cover, operators
 from onnxfuse.planning.problem import Problem, Step
 from onnxfuse.refusal import Code, Refusal
 
@@ -33,6 +33,7 @@ class Region:
     cover: Cover | None
     cost: Cost
     excess: int
+    operators: int = 1
     obstacles: tuple[Refusal, ...] = ()
     visited: tuple[str, ...] = ()
 
@@ -55,7 +56,7 @@ def keep(
     """The region of a node that stays as it is; ``visited`` was looked at in vain."""
     sources = tuple(dict.fromkeys(step.lifted.operands))
     cost = problem.original_cost(step)
-    return Region(step, (step,), sources, None, cost, 0, tuple(obstacles), tuple(visited))
+    return Region(step, (step,), sources, None, cost, 0, 1, tuple(obstacles), tuple(visited))
 
 
 def expand(root: Step, is_cut: Callable[[str], bool], problem: Problem) -> Region:
@@ -76,6 +77,8 @@ def expand(root: Step, is_cut: Callable[[str], bool], problem: Problem) -> Regio
         return keep(root, problem, walk.obstacles, tuple(inside))
     excess = max(found.cost.macs - budget.macs, 0)
     excess += max(found.cost.parameters - budget.parameters, 0)
+    count = len(operators(found, problem.facts))
+    excess += max(count - len({step.node.index for step in interior}), 0)
     return Region(
         root,
         interior,
@@ -83,6 +86,7 @@ def expand(root: Step, is_cut: Callable[[str], bool], problem: Problem) -> Regio
         found,
         found.cost,
         excess,
+        count,
         tuple(walk.obstacles),
         tuple(inside),
     )

@@ -295,6 +295,15 @@ def _pays(cluster: list[Region], state: State) -> bool:
     }
     old = freed_counts(list(freed.values()), state.problem)
     new = sum((region.cost for region in cluster), Cost())
+    nodes = len(
+        {
+            step.node.index
+            for step in freed.values()
+            if all(out in freed for out in state.problem.used_outputs(step))
+        }
+    )
+    if sum(region.operators for region in cluster) > nodes:
+        return False
     return new.macs <= old.macs and new.parameters <= old.parameters and new.time < old.time
 
 

@@ -1,0 +1,248 @@
+"""Everything that must hold of one model and its fused form.
+
+Fusing never fails, changes nothing it was given, keeps the outputs and the interface, costs no
+more than before, agrees with the plan, and has nothing left to do the second time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import onnx
+from comparing import Feeds, Rejected, differing, feeds_kind, feeds_of, inferred, runner
+from onnx import ModelProto
+
+import onnxfuse
+from onnxfuse.records import RegionReport, Report
+from onnxfuse.refusal import Code
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that does not hold: ``kind`` is the same for failures of one class."""
+
+    kind: str
+    text: str
+
+    @property
+    def severity(self) -> int:
+        """Smaller is worse: wrong or broken models, then growth, then reports."""
+        ranks = ["differ", "rejects", "Error", "checker", "changed", "grow", "idempotent", "plan"]
+        return next((i for i, word in enumerate(ranks) if word in self.kind), len(ranks))
+
+
+@dataclass
+class Outcome:
+    """What came of one seed; ``valid`` is false where the original model cannot be run."""
+
+    seed: int
+    valid: bool = True
+    findings: list[Finding] = field(default_factory=list)
+    report: Report | None = None
+    runs: int = 0
+    empty: int = 0
+
+
+def weight_elements(model: ModelProto) -> int:
+    """The elements of all Conv kernels, one that several convolutions share counted once."""
+    producers = {out: node for node in model.graph.node for out in node.output}
+    sizes = {t.name: prod(t.dims) for t in model.graph.initializer}
+    found: dict[str, int] = {}
+    for node in model.graph.node:
+        if node.op_type != "Conv":
+            continue
+        name = node.input[1]
+        while name in producers and producers[name].op_type == "Identity":
+            name = producers[name].input[0]
+        source = name
+        while source in producers and producers[source].op_type != "Constant":
+            source = producers[source].input[0]
+        if source in producers:
+            found[name] = prod(producers[source].attribute[0].t.dims)
+        else:
+            found[name] = sizes.get(source, 0)
+    return sum(found.values())
+
+
+def region_key(region: RegionReport) -> tuple[Any, ...]:
+    """What a plan and a fusion must say alike of a region."""
+    after = region.after
+    return region.root, region.before, (after.nodes, after.conv, after.parameters, after.macs)
+
+
+def examine(model: ModelProto, nominal: Mapping[str, int], seed: int, *, full: bool) -> Outcome:
+    """Everything that must hold of one model.
+
+    Without ``full``, the checks that fuse or plan once more are made for a quarter of the seeds
+    each, odd ones and even ones: the odd ones give the sizes of the inputs.
+    """
+    outcome = Outcome(seed)
+    found = outcome.findings
+    try:
+        original = runner(model)
+        feeds = list(feeds_of(model, nominal, seed))
+        expected = [original(feeds[0])]
+    except Rejected:
+        outcome.valid = False
+        return outcome
+    data = model.SerializeToString()
+    given = {"input_shapes": shapes_of(model, nominal) if seed % 2 else {}}
+    try:
+        fused, report = onnxfuse.fuse(model, verify=full, **given)
+    except Exception as error:
+        found.append(Finding(_class_of(error), f"fuse raised {type(error).__name__}: {error}"))
+        return outcome
+    outcome.report = report
+    if model.SerializeToString() != data:
+        found.append(Finding("input changed", "the given model was changed in place"))
+    if full or seed // 2 % 4 == 0:
+        found += _planned(model, report, given, bool(seed % 2) or not nominal)
+    if not report.changed:
+        if fused.SerializeToString() != data:
+            found.append(Finding("copy differs", "nothing was fused, yet the bytes differ"))
+        return outcome
+    found += _counts(model, fused, report)
+    found += _valid(model, fused)
+    for feed in feeds:
+        try:
+            known = expected.pop() if expected else original(feed)
+        except Rejected:
+            continue
+        wrong = list(_equal(model, fused, feed, known))
+        if wrong and _meets_nothing(model, feed):
+            outcome.empty += 1
+            continue
+        found += wrong
+        outcome.runs += 1
+    if full or seed // 2 % 4 == 2:
+        found += _again(fused, given)
+    if full and onnxfuse.fuse(model, **given)[0].SerializeToString() != fused.SerializeToString():
+        found.append(Finding("not deterministic", "fusing twice gives different bytes"))
+    return outcome
+
+
+def _class_of(error: Exception) -> str:
+    """An error's text without what differs from model to model."""
+    text = re.sub(r"'[^']*'|\[[^]]*\]|\([\d, ]*\)|[-+\d.e]*\d", "…", str(error))
+    return f"{type(error).__name__}: {text[:48]}{' nan' * ('nan' in text)}"
+
+
+def shapes_of(model: ModelProto, nominal: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    """The inputs' shapes at the nominal sizes."""
+    stored = {t.name for t in model.graph.initializer}
+    return {
+        v.name: tuple(
+            nominal[d.dim_param] if d.dim_param else d.dim_value
+            for d in v.type.tensor_type.shape.dim
+        )
+        for v in model.graph.input
+        if v.name not in stored
+    }
+
+
+def _planned(
+    model: ModelProto, report: Report, given: dict[str, Any], sized: bool
+) -> Iterator[Finding]:
+    """``sized`` says that the counts are at sizes for which the model is valid."""
+    try:
+        planned = onnxfuse.plan(model, **given)
+    except Exception as error:
+        yield Finding(f"plan {_class_of(error)}", f"plan raised {type(error).__name__}: {error}")
+        return
+    if any(refusal.code == Code.OVERFLOW for refusal in report.refusals):
+        return  # documented: a plan cannot know
+    if list(map(region_key, planned.regions)) != list(map(region_key, report.regions)):
+        yield Finding("plan regions", "plan and fuse report different regions")
+    if planned.refusals != report.refusals:
+        yield Finding("plan refusals", "plan and fuse report different refusals")
+    for name in ("nodes", "conv", "batch_normalization", "parameters", "macs") if sized else ():
+        a, b = getattr(planned.after, name), getattr(report.after, name)
+        if a != b or getattr(planned.before, name) != getattr(report.before, name):
+            yield Finding(f"plan counts {name}", f"plan says {name} {a}, fuse {b}")
+
+
+def _counts(model: ModelProto, fused: ModelProto, report: Report) -> Iterator[Finding]:
+    for name in ("macs", "nodes"):
+        before, after = getattr(report.before, name), getattr(report.after, name)
+        if after > before:
+            yield Finding(f"{name} grow", f"{name} grow from {before} to {after}")
+    if len(fused.graph.node) != report.after.nodes or len(model.graph.node) != report.before.nodes:
+        yield Finding("nodes miscounted", f"the report says {report.after.nodes} nodes")
+    before, after = weight_elements(model), weight_elements(fused)
+    if after > before:
+        yield Finding("kernel parameters grow", f"from {before} to {after}")
+    for region in report.regions:
+        error = region.error
+        if error is None or not error.exact <= error.bound:
+            yield Finding("region error", f"{region.node}: {error}")
+
+
+def _valid(model: ModelProto, fused: ModelProto) -> Iterator[Finding]:
+    try:
+        onnx.checker.check_model(fused, full_check=True)
+    except Exception as error:
+        try:
+            onnx.checker.check_model(model, full_check=True)
+        except Exception:
+            return
+        yield Finding(f"checker {_class_of(error)}", str(error))
+    for name in ("input", "output"):
+        before, after = getattr(model.graph, name), getattr(fused.graph, name)
+        if [v.SerializeToString() for v in before] != [v.SerializeToString() for v in after]:
+            yield Finding(f"graph {name}s", f"the graph's {name}s changed")
+
+
+def _equal(
+    model: ModelProto, fused: ModelProto, feeds: Feeds, expected: Sequence[Any]
+) -> Iterator[Finding]:
+    sizes = {name: array.shape for name, array in feeds.items()}
+    try:
+        actual = runner(fused)(feeds)
+    except Rejected as error:
+        line = str(error).strip().splitlines()[0]
+        yield Finding("fused rejects", f"{sizes} runs in the original only: {line}")
+        return
+    text = differing(model, feeds, expected, actual)
+    if text is not None:
+        kind = "shape differs" if "instead of" in text else "values differ"
+        yield Finding(kind, f"{text}, inputs {sizes}")
+
+
+def _meets_nothing(model: ModelProto, feeds: Feeds) -> bool:
+    """Whether some tensor of the model is empty at these sizes.
+
+    A Slice or pool may leave nothing of a small input and a Pad put zeros in its place; a Conv
+    rejects what is empty. Nothing is claimed of such sizes.
+    """
+    exposed = ModelProto()
+    exposed.CopyFrom(model)
+    stored = {v.name for v in model.graph.output}
+    types = {v.name: v for v in inferred(model).value_info}
+    exposed.graph.output.extend(
+        v
+        for name, v in types.items()
+        if name not in stored and v.type.tensor_type.elem_type == feeds_kind(model)
+    )
+    for value in exposed.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    try:
+        return any(array.size == 0 for array in runner(exposed)(feeds))
+    except Rejected:
+        return False
+
+
+def _again(fused: ModelProto, given: dict[str, Any]) -> Iterator[Finding]:
+    try:
+        twice, report = onnxfuse.fuse(fused, verify=False, **given)
+    except Exception as error:
+        yield Finding(f"again {_class_of(error)}", f"fusing again raised {error!r}")
+        return
+    if report.changed:
+        text = "; ".join(f"{r.was} -> {r.became}" for r in report.regions)
+        yield Finding("not idempotent", f"fusing again changes {text}")
+    elif twice.SerializeToString() != fused.SerializeToString():
+        yield Finding("not idempotent in bytes", "fusing again changes bytes but reports nothing")

@@ -349,7 +349,9 @@ def _verify_whole(
 
     plan = done.passes[0].plan
     present = plan.graph.producer.keys() | plan.graph.inputs_set
-    measured = {r.root: r.error.rms_fused for r in records if r.error is not None}
+    measured = {
+        r.root: max(r.error.rms_original, r.error.rms_fused) for r in records if r.error is not None
+    }
     regions = {
         r.root: (tuple(present & set(r.region.sources)), measured[r.root])
         for one in done.passes

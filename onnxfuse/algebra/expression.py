@@ -57,7 +57,8 @@ def fold(root: Lazy, memo: dict[int, Array] | None = None) -> Array:
         if missing:
             stack.extend(missing)
             continue
-        done[id(node)] = node.compute([done[id(part)] for part in node.parts])
+        with np.errstate(all="ignore"):  # what is not finite is refused when it is written
+            done[id(node)] = node.compute([done[id(part)] for part in node.parts])
         stack.pop()
     return done[id(root)]
 

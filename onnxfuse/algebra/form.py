@@ -154,12 +154,21 @@ def coalesce(terms: Iterable[Term]) -> tuple[Term, ...]:
     )
 
 
+def usual_size(magnitudes: Array) -> float:
+    """The size that small entries of a constant were probably summed from: at most 4.
+
+    The lower median, so that a few large channels do not widen what is accepted elsewhere.
+    """
+    flat = np.sort(magnitudes, axis=None)
+    return min(float(flat[(flat.size - 1) // 2]), 4.0) if flat.size else 0.0
+
+
 class Facts:
     """Small questions about values (is this zero, are these equal), each answered once.
 
     ``roundoff`` is the unit roundoff of the model's type. Constants that an exporter computed
-    twice differ by a few roundings (measured: 2.4e-7 in float32), so equality is judged within
-    ``64 * roundoff`` of the largest entry.
+    twice differ by a few roundings of what they were summed from (measured: 2.4e-7 in float32),
+    so each entry is judged within ``64 * roundoff`` of itself, or of `usual_size`.
     """
 
     def __init__(self, roundoff: float) -> None:
@@ -181,5 +190,8 @@ class Facts:
 
     def equal(self, left: Vector | None, right: Vector | None, channels: int) -> bool:
         a, b = self.value(left, channels), self.value(right, channels)
-        scale = max(np.abs(a).max(initial=0), np.abs(b).max(initial=0))
+        if not (np.isfinite(a).all() and np.isfinite(b).all()):
+            return False
+        larger = np.maximum(np.abs(a), np.abs(b))
+        scale = np.maximum(larger, max(usual_size(larger), self.roundoff))
         return bool(np.all(np.abs(a - b) <= 64 * self.roundoff * scale))

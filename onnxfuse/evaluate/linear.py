@@ -12,6 +12,8 @@ import numpy as np
 from onnxfuse.evaluate.tensor import bounded, elementwise
 
 Arrays = Sequence[Any]
+EPSILON = float(np.float32(1e-5))
+"""BatchNormalization's default; attributes are float32."""
 MAX_WINDOWS = 1 << 24
 """Elements that a convolution gathers at once: windows are multiplied in runs of taps."""
 
@@ -84,7 +86,7 @@ def batch_normalization(attributes: Mapping[str, Any], inputs: Arrays) -> list[A
         raise ValueError("training-mode BatchNormalization depends on the batch")
     x, scale, bias, mean, var = (np.asarray(array) for array in inputs[:5])
     shape = (1, -1, *[1] * (x.ndim - 2))
-    epsilon = attributes.get("epsilon", 1e-5)
+    epsilon = attributes.get("epsilon", EPSILON)
     factor = scale / np.sqrt(var + np.asarray(epsilon, var.dtype))
     return [(x - mean.reshape(shape)) * factor.reshape(shape) + bias.reshape(shape)]
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from onnxfuse.algebra.laws import Alias, Law, Scale, Sum
 from onnxfuse.algebra.weights import Array
+from onnxfuse.evaluate.linear import EPSILON
 from onnxfuse.lift.common import Lifted, View, unknown_shape
 from onnxfuse.model.graph import Node
 from onnxfuse.refusal import Code, Refusal
@@ -40,7 +41,7 @@ def lift_batch_normalization(node: Node, view: View) -> Lifted | Refusal | None:
     size = next(iter(sizes))
     if len(sizes) != 1 or size is None or len(size) != 1 or size[0] is None:
         return Refusal(Code.MALFORMED, "its four parameters differ in shape")
-    epsilon = node.attributes.get("epsilon", float(np.float32(1e-5)))
+    epsilon = node.attributes.get("epsilon", EPSILON)
     gamma, beta, mean, variance = parameters
 
     def scale() -> Array:

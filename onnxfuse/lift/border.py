@@ -34,7 +34,9 @@ def lift_scatter_nd(node: Node, view: View) -> Lifted | Refusal | None:
     sizes = shape[:depth]
     if None in sizes or indices.size == 0:
         return unknown_shape(data)
-    strip = _strip(np.asarray(indices).reshape(-1, depth), [int(size or 0) for size in sizes])
+    lengths = np.array([int(size or 0) for size in sizes])
+    indices = np.where(indices < 0, indices + lengths, indices)
+    strip = _strip(indices.reshape(-1, depth), lengths.tolist())
     if strip is None:
         return Refusal(Code.UNSUPPORTED, "it assigns to something else than a border strip")
     axis, end, width = strip
@@ -47,11 +49,10 @@ def lift_scatter_nd(node: Node, view: View) -> Lifted | Refusal | None:
 
 def _strip(indices: Any, sizes: list[int]) -> tuple[int, bool, int] | None:
     """The axis, end and width of the strip that rows of indices cover exactly, if they do."""
-    wrapped = np.where(indices < 0, indices + np.array(sizes), indices)
-    if np.any(wrapped < 0) or np.any(wrapped >= np.array(sizes)):
+    if np.any(indices < 0) or np.any(indices >= np.array(sizes)):
         return None
-    low, high = wrapped.min(axis=0), wrapped.max(axis=0)
-    flat = np.ravel_multi_index(tuple(wrapped.T), sizes)
+    low, high = indices.min(axis=0), indices.max(axis=0)
+    flat = np.ravel_multi_index(tuple(indices.T), sizes)
     if len(np.unique(flat)) != np.prod(high - low + 1) or len(flat) != np.prod(high - low + 1):
         return None
     partial = [axis for axis, size in enumerate(sizes) if high[axis] - low[axis] + 1 != size]

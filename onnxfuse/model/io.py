@@ -81,6 +81,8 @@ def check_output(path: str | os.PathLike[str]) -> Path:
     place = Path(os.path.realpath(path))
     if place.is_dir():
         raise InputError(f"{place} is a directory; name a file to write")
+    if place.exists() and not place.is_file():
+        raise InputError(f"{place} is not a regular file and would be replaced; name another")
     if not place.parent.is_dir():
         raise InputError(f"the directory {place.parent} does not exist; create it first")
     if not os.access(place.parent, os.W_OK):

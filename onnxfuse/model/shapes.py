@@ -106,6 +106,8 @@ def _skeleton(graph: Graph, known: Mapping[str, Any]) -> onnx.ModelProto:
         else:
             inner.node.add().CopyFrom(proto)
     for value in source.graph.output:
+        if value.name in graph.inputs_set:
+            continue  # its shape is the input's; a second entry would hide that
         inner.output.add().name = value.name
         kind = value.type.tensor_type.elem_type
         if kind:
@@ -146,8 +148,9 @@ def _inferred(skeleton: onnx.ModelProto) -> tuple[dict[str, int], dict[str, Shap
     types: dict[str, int] = {}
     shapes: dict[str, Shape] = {}
     for name, kind, shape in _tensors(inferred.graph):
-        types[name] = kind
-        if shape is not None:
+        if kind:
+            types[name] = kind
+        if shape is not None and name not in shapes:
             shapes[name] = shape
     return types, shapes
 

@@ -151,6 +151,7 @@ class Problem:
         if tensor not in self._sources:
             shape = self.view.shape(tensor)
             known = shape is not None and 2 <= len(shape) <= 5 and shape[1] is not None
+            known = known and 0 not in (shape or ())
             self._sources[tensor] = (
                 Source(tensor, shape[1], shape[2:]) if known and shape and shape[1] else None
             )

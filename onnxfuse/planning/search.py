@@ -158,9 +158,8 @@ def solve(problem: Problem, forbidden: frozenset[str] = frozenset()) -> dict[str
         improved = [_improve(state, tensor) for tensor in _by_position(state)]
         if not any(improved):
             break
-    for _ in range(SWEEPS):
-        if not _enforce_policy(state):
-            break
+    while _enforce_policy(state):
+        pass  # every round adds cuts or keeps nodes, so this ends
     _prefer_present_tensors(state)
     return {tensor: state.regions[tensor] for tensor in _by_position(state)}
 
@@ -258,11 +257,34 @@ def _enforce_policy(state: State) -> bool:
     for cluster in _clusters(state):
         if not _pays(cluster, state):
             undone = True
+            forks = _forks(cluster) - state.cuts
+            if forks:
+                state.cuts |= forks
+                state.settle(region.root.tensor for region in cluster)
+                continue
             for region in cluster:
                 state.cuts |= {step.tensor for step in region.interior}
                 state.kept.add(region.root.tensor)
             state.settle(region.root.tensor for region in cluster)
     return undone
+
+
+def _forks(cluster: list[Region]) -> set[str]:
+    """The last tensors that several regions of a cluster have in common."""
+    count: dict[str, int] = {}
+    for region in cluster:
+        for step in region.interior:
+            if step is not region.root:
+                count[step.tensor] = count.get(step.tensor, 0) + 1
+    shared = {tensor for tensor, regions in count.items() if regions > 1}
+    return {
+        name
+        for region in cluster
+        for step in region.interior
+        if step.tensor not in shared
+        for name in step.lifted.operands
+        if name in shared
+    }
 
 
 def _clusters(state: State) -> list[list[Region]]:

@@ -17,6 +17,11 @@ def clean(name: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
+def shortened(name: str, limit: int = 40) -> str:
+    """A long name with its middle left out; ``-v`` prints names whole."""
+    return name if len(name) <= limit else f"{name[: limit // 2 - 1]}…{name[-limit // 2 :]}"
+
+
 def number(value: int) -> str:
     """Three significant digits with a suffix: 1.29M."""
     for size, suffix in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
@@ -70,7 +75,7 @@ def _regions(regions: tuple[RegionReport, ...]) -> Table:
         text = Text(region.was)
         text.append(f" → {region.became}", style="green")
         table.add_row(
-            Text(clean(region.node)),
+            Text(shortened(clean(region.node))),
             text,
             f"{before.conv}→{after.conv}",
             f"{number(before.macs)}→{number(after.macs)}",

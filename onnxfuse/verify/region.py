@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxfuse.algebra.form import Form, Source
+from onnxfuse.algebra.form import Form, Source, usual_size
+from onnxfuse.algebra.laws import Alias
 from onnxfuse.errors import ProofError
 from onnxfuse.evaluate import evaluate
 from onnxfuse.evaluate.linear import LINEAR
@@ -180,6 +181,11 @@ def run_original(
         values = {name: np.abs(array) for name, array in values.items()}
     root = target or replacement.root
     interior = {s.node.index for s in replacement.region.interior}
+    aliases = {
+        s.node.index: s.lifted.operands[0]
+        for s in replacement.region.interior
+        if isinstance(s.law, Alias)
+    }
     stack = [root]
     while stack:
         name = stack[-1]
@@ -199,6 +205,8 @@ def run_original(
             continue
         arrays = [values[n] if n else None for n in node.inputs]
         outputs = _known_outputs(node, view, arrays, magnitude and node.index in interior)
+        if outputs[0] is UNKNOWN and node.index in aliases:  # what it ignores need not be known
+            outputs = [values[aliases[node.index]]]
         for out, array in zip(node.outputs, outputs, strict=False):
             values[out] = array if array is UNKNOWN else _stored(array, arithmetic)
     if values[root] is UNKNOWN:
@@ -285,9 +293,10 @@ def _batch_normalization(node: Node, attributes: Any, arrays: list[Any]) -> list
 
 
 def _scatter(node: Node, attributes: Any, arrays: list[Any]) -> list[Any]:
-    """Border constants count with the largest of them: they are matched within a tolerance."""
+    """Border constants count with their usual size at least: so far their match is accepted."""
     data, indices, updates = arrays
-    return evaluate("ScatterND", attributes, [data, indices, np.full_like(updates, updates.max())])
+    widened = np.maximum(updates, np.asarray(usual_size(updates), updates.dtype))
+    return evaluate("ScatterND", attributes, [data, indices, widened])
 
 
 _MAGNITUDE: dict[str, Callable[[Node, Any, list[Any]], list[Any]]] = {

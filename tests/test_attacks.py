@@ -1,0 +1,179 @@
+"""Cases that once went wrong, each with the smallest model that showed it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx_text import model, ops
+
+import onnxfuse
+from onnxfuse.algebra.expression import vector
+from onnxfuse.algebra.form import Facts
+from onnxfuse.cli import main
+
+FIXTURES = Path(__file__).parent.parent / "fixtures" / "pytorch"
+STATIC = "(float[1,4,8,8] x) => (float[1,4,8,8] y)"
+UNIT = {"s": np.ones(4, np.float32), "z": np.zeros(4, np.float32)}
+
+
+@pytest.mark.parametrize("variance", [1.0, 0.01, 0.0])
+def test_a_batch_normalization_without_epsilon_has_the_default_in_float32(variance: float) -> None:
+    built = model(
+        STATIC + "{ a = Conv(x, w) y = BatchNormalization(a, s, z, z, v) }",
+        w=(4, 4, 1, 1),
+        v=np.full(4, variance, np.float32),
+        **UNIT,
+    )
+    fused, _ = onnxfuse.fuse(built)
+    assert ops(fused) == ["Conv"]
+
+
+def test_one_large_channel_does_not_widen_what_is_accepted_in_others() -> None:
+    facts = Facts(2.0**-24)
+
+    def constant(*values: float):
+        return vector("c", len(values), lambda: np.array(values))
+
+    assert facts.equal(constant(1e6, 1.0, 2.0, 0.5), constant(1e6, 1.0 + 2e-7, 2.0, 0.5), 4)
+    assert not facts.equal(constant(1e6, 1.0, 2.0, 0.5), constant(1e6, 1.001, 2.0, 0.5), 4)
+    assert not facts.equal(constant(np.inf, 1.0), constant(np.inf, 1.0), 2)
+
+
+@pytest.mark.parametrize(
+    ("readers", "expected"),
+    [
+        ("y = Mul(t, k) z = Conv(t, w2)", ["Conv", "Mul", "Conv"]),
+        ("y = Conv(t, w2) z = Conv(t, w4)", ["Conv", "Conv", "Conv"]),
+    ],
+)
+def test_a_merged_tensor_with_two_linear_readers_is_merged(
+    readers: str, expected: list[str]
+) -> None:
+    text = (
+        "(float[1,4,8,8] x) => (float[1,4,8,8] y, float[1,4,8,8] z)"
+        "{ a = Conv<pads = [1,1,1,1]>(x, w3) c = Conv(x, w1) t = Add(a, c) " + readers + "}"
+    )
+    names = {"w3": (4, 4, 3, 3), "w1": (4, 4, 1, 1), "w2": (4, 4, 1, 1), "w4": (4, 4, 1, 1)}
+    used = {name: shape for name, shape in names.items() if name in text}
+    if "k" in readers.replace("kernel", "").split("(")[1]:
+        used["k"] = (4, 1, 1)
+    fused, report = onnxfuse.fuse(model(text, **used))
+    assert sorted(ops(fused)) == sorted(expected)
+    assert report.after.macs <= report.before.macs
+
+
+@pytest.mark.parametrize("negative", [(0,), (1,), (2,), (3,), (0, 1, 2, 3)])
+def test_negative_indices_of_a_border_assignment(negative: tuple[int, ...]) -> None:
+    """BNAndPad with any axis counted from the end, which onnxruntime accepts."""
+    shape = (1, 4, 10, 10)
+    bias = np.array([1, 2, 3, 4], np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["t0"], name="pointwise"),
+        helper.make_node("Pad", ["t0", "pads"], ["t1"], name="pad"),
+    ]
+    tensors = {
+        "w": np.arange(16, dtype=np.float32).reshape(4, 4, 1, 1) / 8,
+        "b": bias,
+        "k": np.ones((4, 4, 3, 3), np.float32),
+        "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]),
+    }
+    for number, (axis, at) in enumerate([(2, 0), (2, 9), (3, 0), (3, 9)]):
+        grid = [range(size) for size in shape]
+        grid[axis] = range(at, at + 1)
+        indices = np.stack(np.meshgrid(*grid, indexing="ij"), axis=-1)
+        updates = np.broadcast_to(bias.reshape(1, 4, 1, 1), indices.shape[:-1]).copy()
+        for counted in negative:
+            indices[..., counted] -= shape[counted]
+        tensors |= {f"i{number}": indices, f"u{number}": updates}
+        nodes.append(
+            helper.make_node(
+                "ScatterND", [f"t{number + 1}", f"i{number}", f"u{number}"], [f"t{number + 2}"]
+            )
+        )
+    nodes.append(helper.make_node("Conv", ["t5", "k"], ["y"], name="square"))
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4, 8, 8])],
+        [numpy_helper.from_array(array, name) for name, array in tensors.items()],
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    fused, _ = onnxfuse.fuse(helper.make_model(graph, opset_imports=opsets, ir_version=8))
+    assert ops(fused) == ["Conv"]
+
+
+def test_an_output_that_is_no_regular_file_is_never_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert main([str(FIXTURES / "repvgg_s1_g1.ts.onnx"), str(pipe)]) == 2
+    assert "regular file" in capsys.readouterr().err
+    assert pipe.is_fifo()
+
+
+def test_an_original_that_cancels_is_told_from_a_wrong_fusion() -> None:
+    built = model(
+        STATIC + "{ a = Conv(x, w, b) y = BatchNormalization(a, s, z, m, s) }",
+        w=np.random.default_rng(0).standard_normal((4, 4, 1, 1)).astype(np.float32),
+        b=np.full(4, 5000, np.float32),
+        m=np.full(4, 5000, np.float32),
+        **UNIT,
+    )
+    fused, report = onnxfuse.fuse(built)
+    assert ops(fused) == ["Conv"]
+    assert report.verification.status == "passed"
+
+
+def test_padding_with_infinity_is_left_alone() -> None:
+    built = model(
+        "(float[1,4,8,8] x) => (float[1,4,8,8] y)"
+        "{ a = Conv(x, w1) p = Pad(a, by, v) y = Conv(p, w3) }",
+        w1=(4, 4, 1, 1),
+        w3=(4, 4, 3, 3),
+        by=np.array([0, 0, 1, 1, 0, 0, 1, 1]),
+        v=np.array(np.inf, np.float32),
+    )
+    fused, report = onnxfuse.fuse(built)
+    assert fused == built
+    assert "border-bias" in {str(r.code) for r in report.refusals}
+
+
+def test_an_empty_dimension_is_left_alone() -> None:
+    built = model(
+        "(float[1,4,0,8] x) => (float[1,4,0,8] y) { a = Mul(x, k) y = Add(a, k) }", k=(4, 1, 1)
+    )
+    fused, report = onnxfuse.fuse(built)
+    assert fused == built
+    assert not report.changed
+
+
+def test_a_tensor_that_is_input_and_output_keeps_its_shape() -> None:
+    built = model(
+        "(float[1,4,8,8] x) => (float[1,4,8,8] y, float[1,4,8,8] x)"
+        "{ a = Conv<pads = [1,1,1,1]>(x, w3) c = Conv(x, w1) y = Add(a, c) }",
+        w3=(4, 4, 3, 3),
+        w1=(4, 4, 1, 1),
+    )
+    fused, report = onnxfuse.fuse(built)
+    assert ops(fused) == ["Conv"]
+    assert report.before.macs == 64 * 16 * 10
+
+
+def test_a_padding_of_nothing_may_have_any_value() -> None:
+    built = model(
+        "(float[1,4,8,8] x, float v) => (float[1,4,8,8] y)"
+        "{ a = Conv(x, w1) p = Pad(a, by, v) y = Mul(p, k) }",
+        w1=(4, 4, 1, 1),
+        by=np.zeros(8, np.int64),
+        k=(4, 1, 1),
+    )
+    fused, _ = onnxfuse.fuse(built)
+    assert ops(fused) == ["Conv"]
+    onnx.checker.check_model(fused)

@@ -154,4 +154,4 @@ def _drop(field: Iterable[object], unwanted: Callable[..., bool]) -> None:
     entries = list(field)
     for index in range(len(entries) - 1, -1, -1):
         if unwanted(entries[index]):
-            del field[index]  # type: ignore[attr-defined]
+            del field[index]  # type: ignore[attr-defined]  # protobuf fields delete by index

@@ -177,3 +177,18 @@ def test_a_padding_of_nothing_may_have_any_value() -> None:
     fused, _ = onnxfuse.fuse(built)
     assert ops(fused) == ["Conv"]
     onnx.checker.check_model(fused)
+
+
+def test_a_fixed_size_too_large_to_prove_is_refused() -> None:
+    built = model(
+        "(float[8,64,512,512] x) => (float[8,64,500,512] y)"
+        "{ a = Conv(x, w) y = Slice(a, lo, hi, at) }",
+        w=(64, 1, 1, 1),
+        lo=np.array([0]),
+        hi=np.array([500]),
+        at=np.array([2]),
+    )
+    built.graph.node[0].attribute.append(helper.make_attribute("group", 64))
+    fused, report = onnxfuse.fuse(built, verify=False)
+    assert fused == built
+    assert "size-limit" in {str(r.code) for r in report.refusals}

@@ -19,6 +19,8 @@ from onnxfuse.refusal import Code, Refusal
 
 MAX_TENSORS = 4096
 """Regions are cut at this many tensors."""
+MAX_PROVED = 1 << 25
+"""Elements of the largest tensor that a region is proved with where its size is fixed."""
 MAX_GROWTH = 16
 """A form that costs this many times what it was made from is cut where it stands."""
 
@@ -71,6 +73,15 @@ def expand(root: Step, is_cut: Callable[[str], bool], problem: Problem) -> Regio
     interior, sources = walk.used()
     if len({step.node.index for step in interior}) == 1:
         return keep(root, problem, walk.obstacles, tuple(inside))
+    if _beyond_proof(interior, sources, problem):
+        walk.obstacles.append(
+            Refusal(
+                Code.SIZE,
+                "it holds at its fixed size only, which is too large to prove",
+                root.node.label,
+            )
+        )
+        return keep(root, problem, walk.obstacles, tuple(inside))
     budget = old_counts(interior, problem)
     found = cover(form, problem, _affine(interior), budget)
     if found is None or root.tensor in form.sources:
@@ -90,6 +101,14 @@ def expand(root: Step, is_cut: Callable[[str], bool], problem: Problem) -> Regio
         tuple(walk.obstacles),
         tuple(inside),
     )
+
+
+def _beyond_proof(interior: Sequence[Step], sources: Sequence[str], problem: Problem) -> bool:
+    """Whether a region must be proved at its real size and that is too large to evaluate."""
+    if not any(step.lifted.fixed for step in interior):
+        return False
+    tensors = [*sources, *(step.tensor for step in interior)]
+    return max(problem.elements(tensor) for tensor in tensors) > MAX_PROVED
 
 
 def old_counts(interior: Sequence[Step], problem: Problem) -> Cost:

@@ -185,12 +185,12 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """All rounds on a model: the first one's totals, the last one's, and the result."""
+    """All rounds on a model: its totals before, and the result with its index."""
 
     passes: list[Pass]
     model: onnx.ModelProto
     before: Counts
-    final: Plan
+    index: tuple[Graph, Shapes, Constants]
 
     @property
     def refusals(self) -> tuple[Refusal, ...]:
@@ -202,7 +202,7 @@ class Work:
 def work(loaded: io.Loaded, options: Options, progress: Progress, *, dry: bool) -> Work:
     """Plan and replace until nothing is left to gain, so that a second run changes nothing.
 
-    Nearly always one round does it. ``dry`` reads no kernel: constants have shapes only.
+    Most models need one round. ``dry`` reads no kernel: constants have shapes only.
     """
     index = prepare(loaded, options)
     before = count(*index, _size(loaded))
@@ -220,9 +220,7 @@ def work(loaded: io.Loaded, options: Options, progress: Progress, *, dry: bool) 
         graph = Graph(model)
         sizes = dict(options.input_shapes or {})
         index = (graph, *analyse(graph, loaded.base, sizes, pending))
-    return Work(
-        passes, model, before, Plan(*index, passes[-1].plan.view, passes[-1].plan.problem, {})
-    )
+    return Work(passes, model, before, index)
 
 
 def _one_pass(
@@ -270,7 +268,7 @@ def plan_model(model: Any, options: Options) -> Report:
         for one in done.passes
         for replacement in one.replacements
     )
-    after = count(done.final.graph, done.final.shapes, done.final.constants, 0)
+    after = count(*done.index, 0)
     assumed = done.passes[0].plan.shapes.assumed
     return Report(__version__, True, records, done.refusals, done.before, after, None, assumed)
 
@@ -295,7 +293,7 @@ def fuse_model(model: Any, options: Options, progress: Progress = _quiet) -> Res
     after = done.before
     if records:
         size = _size(loaded, done.model, data)
-        after = count(done.final.graph, done.final.shapes, done.final.constants, size)
+        after = count(*done.index, size)
     assumed = done.passes[0].plan.shapes.assumed
     report = Report(
         __version__, False, tuple(records), done.refusals, done.before, after, verification, assumed

@@ -209,9 +209,6 @@ class Geometry:
             for axis, size in zip(self.axes, x, strict=True)
         )
 
-    def with_groups(self, groups: int) -> Geometry:
-        return replace(self, groups=groups)
-
 
 def compose(outer: Geometry, inner: Geometry) -> Geometry:
     """``outer`` after ``inner``, borders apart (see `border_obstacles`)."""

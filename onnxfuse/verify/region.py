@@ -25,7 +25,7 @@ from onnxfuse.algebra.laws import Alias
 from onnxfuse.errors import ProofError
 from onnxfuse.evaluate import evaluate
 from onnxfuse.evaluate.linear import LINEAR
-from onnxfuse.evaluate.tensor import TENSOR
+from onnxfuse.evaluate.tensor import TENSOR, split_sizes
 from onnxfuse.lift import View
 from onnxfuse.model.graph import Node
 from onnxfuse.realise import Replacement
@@ -254,11 +254,8 @@ def _evaluate(node: Node, view: View, arrays: list[Any], magnitude: bool) -> lis
             return [np.array(shape.prod())]
         return [shape[slice(node.attributes.get("start", 0), node.attributes.get("end"))]]
     attributes = view.constants.attributes(node)
-    if not magnitude:
-        if node.op_type == "Split":
-            return _split(node, arrays)
-        return evaluate(node.op_type, attributes, arrays)
-    return _MAGNITUDE.get(node.op_type, _same)(node, attributes, arrays)
+    counterpart = _MAGNITUDE.get(node.op_type, _same) if magnitude else _same
+    return counterpart(node, attributes, arrays)
 
 
 def _same(node: Node, attributes: Any, arrays: list[Any]) -> list[Any]:
@@ -273,9 +270,7 @@ def _split(node: Node, arrays: list[Any]) -> list[Any]:
     if sizes is None and len(arrays) > 1 and arrays[1] is not None:
         sizes = [int(v) for v in arrays[1]]
     if sizes is None:
-        chunk = -(-arrays[0].shape[axis] // len(node.outputs))
-        sizes = [chunk] * (len(node.outputs) - 1)
-        return list(np.split(arrays[0], np.cumsum(sizes), axis=axis))
+        sizes = split_sizes(arrays[0].shape[axis], len(node.outputs))
     return list(np.split(arrays[0], np.cumsum(sizes)[:-1], axis=axis))
 
 

@@ -34,6 +34,7 @@ def fuse(
     without: Sequence[str] = (),
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     verify: bool = True,
+    approximate_borders: bool = False,
 ) -> tuple[Any, Report]:
     """Fuse every linear region that can be fused exactly and more cheaply.
 
@@ -41,7 +42,9 @@ def fuse(
     the fused model (a ``gs.Graph`` for a ``gs.Graph``, else a ``ModelProto``) and the report.
     ``only`` and ``without`` are globs over node names; ``input_shapes`` gives the sizes of
     dynamic inputs for counting and for the whole-model run, which ``verify=False`` leaves out.
-    The proofs of the regions always run.
+    The proofs of the regions always run. ``approximate_borders`` also takes merges that equal the
+    original in the interior alone; the report says how far the border is off, and the model's
+    metadata that it is approximate.
 
     Raises `InputError` where the model cannot be used and `ProofError` where a fusion could not
     be proved.
@@ -49,7 +52,9 @@ def fuse(
     from onnxfuse import fusing
 
     source, back = _accepted(model)
-    result = fusing.fuse_model(source, _options(only, without, input_shapes, verify))
+    result = fusing.fuse_model(
+        source, _options(only, without, input_shapes, verify, approximate_borders)
+    )
     return back(result.model), result.report
 
 
@@ -59,6 +64,7 @@ def plan(
     only: Sequence[str] = (),
     without: Sequence[str] = (),
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    approximate_borders: bool = False,
 ) -> Report:
     """What `fuse` would do to a model, and why not more; no kernel is read.
 
@@ -68,7 +74,9 @@ def plan(
     from onnxfuse import fusing
 
     source, _ = _accepted(model)
-    return fusing.plan_model(source, _options(only, without, input_shapes, True))
+    return fusing.plan_model(
+        source, _options(only, without, input_shapes, True, approximate_borders)
+    )
 
 
 def _options(
@@ -76,11 +84,12 @@ def _options(
     without: Sequence[str],
     input_shapes: Mapping[str, Sequence[int]] | None,
     verify: bool,
+    approximate_borders: bool,
 ) -> Any:
-    from onnxfuse.fusing import Options
+    from onnxfuse.options import Options
 
     shapes = {name: tuple(shape) for name, shape in (input_shapes or {}).items()}
-    return Options(tuple(only), tuple(without), shapes, verify)
+    return Options(tuple(only), tuple(without), shapes, verify, approximate_borders)
 
 
 def _accepted(model: Any) -> tuple[Any, Any]:

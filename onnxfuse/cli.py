@@ -67,6 +67,12 @@ def parser() -> argparse.ArgumentParser:
         help="leave nodes of these names alone",
     )
     found.add_argument(
+        "--approximate-borders",
+        action="store_true",
+        help="also take merges that are exact in the interior alone, as published for DBB with "
+        "zero padding; the error at the border is measured and the output is marked",
+    )
+    found.add_argument(
         "--no-verify",
         action="store_true",
         help="skip the run of the whole model in onnxruntime (regions are always proved)",
@@ -135,10 +141,15 @@ def _fuse(chosen: argparse.Namespace) -> int:
     from onnxfuse.model import io
 
     place = io.check_output(chosen.output)
-    from onnxfuse.fusing import Options, fuse_model
+    from onnxfuse.fusing import fuse_model
+    from onnxfuse.options import Options
 
     options = Options(
-        tuple(chosen.only), tuple(chosen.without), shapes, verify=not chosen.no_verify
+        tuple(chosen.only),
+        tuple(chosen.without),
+        shapes,
+        verify=not chosen.no_verify,
+        approximate_borders=chosen.approximate_borders,
     )
     started = time.perf_counter()
     with _progress(enabled=not chosen.quiet) as progress:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from math import prod
 
 from onnxfuse.algebra import geometry as geo
 from onnxfuse.algebra.form import Term
 from onnxfuse.algebra.geometry import Geometry
+from onnxfuse.layout import Relaid
 from onnxfuse.model.graph import Node
 from onnxfuse.model.tensors import FLOATS
 from onnxfuse.model.totals import macs
-from onnxfuse.planning.cover import (
+from onnxfuse.planning.problem import Problem
+from onnxfuse.planning.region import Region, labels
+from onnxfuse.planning.written import (
     Cover,
-    carries_constant,
     is_carrier,
     is_convolution,
     needs_constant,
     operators,
+    terms_carry,
 )
-from onnxfuse.planning.problem import Problem
-from onnxfuse.planning.region import Region, labels
 from onnxfuse.records import Counts, RegionError, RegionReport
 
 SHORT = {"BatchNormalization": "BN", "AveragePool": "AvgPool"}
@@ -48,6 +50,28 @@ def region(found: Region, problem: Problem, error: RegionError | None) -> Region
             macs=found.cover.cost.macs if _sized(found, problem) else 0,
         ),
         error=error,
+        constant=found.cover.known.style if found.cover.known else "",
+        approximate=found.cover.form.interior_only,
+    )
+
+
+def layout(laid: Relaid, error: RegionError | None) -> RegionReport:
+    """The report of operators that took the layout of their neighbours."""
+    graph, edits = laid.view.graph, laid.edits
+    touched = [graph.nodes[index] for index in sorted(edits.moved.keys() | edits.dropped)]
+    before = sum(node.op_type == "Transpose" for node in touched)
+    counts = Counts(len(touched), 0, 0, 0, 0)
+    after = Counts(len(touched) + edits.transposes, 0, 0, 0, 0)
+    return RegionReport(
+        root=touched[0].outputs[0],
+        node=touched[0].label,
+        nodes=tuple(node.label for node in touched),
+        was=_kinds(["Transpose"] * before),
+        became=_kinds(["Transpose"] * (before + edits.transposes)) or "nothing",
+        expression="the same operators, in the layout of the convolutions next to them",
+        before=counts,
+        after=after,
+        error=error,
     )
 
 
@@ -62,7 +86,7 @@ def _sized(found: Region, problem: Problem) -> bool:
 def new_parameters(cover: Cover, problem: Problem) -> int:
     """The elements of the constants that a cover is written with."""
     form, facts = cover.form, problem.facts
-    total = 0
+    total = cover.known.constants if cover.known is not None else 0
     for term in cover.terms:
         if is_convolution(term, cover.affine):
             total += geo.materialise(term.kernel.geometry, term.source.lengths).parameters
@@ -73,9 +97,11 @@ def new_parameters(cover: Cover, problem: Problem) -> int:
     if not needs_constant(form, facts):
         return total
     whole = [term for term in cover.whole if is_carrier(term, cover.affine)]
-    if whole or not carries_constant(cover, problem.facts):
-        in_bn = whole and not any(is_convolution(t, cover.affine) for t in whole[:1])
-        return total + (0 if in_bn else form.channels)
+    if whole:
+        return total + (form.channels if is_convolution(whole[0], cover.affine) else 0)
+    if not terms_carry(cover, facts):
+        in_map = cover.known is not None and cover.known.style == "map"
+        return total + (0 if in_map else form.channels)
     for run in {term.outs for term in cover.tiles}:
         if needs_constant(form, facts, run):
             first = next(t for t in cover.tiles if t.outs == run and is_carrier(t, cover.affine))
@@ -90,8 +116,19 @@ def _became(cover: Cover, written: Sequence[str]) -> str:
         for t in cover.terms
         if is_convolution(t, cover.affine)
     ]
-    rest = _kinds([kind for kind in written if kind != "Conv"])
+    others = Counter(kind for kind in written if kind != "Conv")
+    if cover.known is not None:
+        others -= Counter(cover.known.operators)
+        convs.append(_KNOWN[cover.known.style])
+    rest = _kinds(list(others.elements()))
     return ", ".join([*convs, *([rest] if rest else [])])
+
+
+_KNOWN = {
+    "map": "constant map",
+    "plane": "small Conv over ones",
+    "channel": "channel of ones",
+}
 
 
 def _conv(geometry: Geometry, term: Term) -> str:

@@ -6,7 +6,7 @@ result is a list of plain nodes and arrays that the model room writes into the f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -16,16 +16,20 @@ import numpy as np
 from onnxfuse.algebra import expression as ex
 from onnxfuse.algebra import geometry as geo
 from onnxfuse.algebra import weights
-from onnxfuse.algebra.form import Facts, Term
+from onnxfuse.algebra.expression import Kernel
+from onnxfuse.algebra.form import UNIT, Facts, Plane, Source, Term
+from onnxfuse.algebra.geometry import Geometry, Lengths
 from onnxfuse.algebra.weights import Array
-from onnxfuse.planning.cover import (
+from onnxfuse.planning.known import channel_box
+from onnxfuse.planning.region import Region
+from onnxfuse.planning.written import (
     Cover,
-    carries_constant,
+    Known,
     is_carrier,
     is_convolution,
     needs_constant,
+    terms_carry,
 )
-from onnxfuse.planning.region import Region
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +56,23 @@ class Weight:
         return self._compute().reshape(self.shape)
 
 
+MapAt = Callable[[Mapping[str, Sequence[int]]], Array]
+"""A constant map at given spatial lengths of the sources."""
+
+
 @dataclass(frozen=True, slots=True)
 class Replacement:
     """The operators that compute a region's root, in order, and their constants.
 
-    ``weights`` are float64 (rounded when written); ``integers`` are int64 operands.
+    ``weights`` are float64 (rounded when written); ``integers`` are int64 operands. ``maps`` are
+    those weights that belong to a size, as functions of it.
     """
 
     region: Region
     nodes: tuple[NewNode, ...]
     weights: dict[str, Weight]
     integers: dict[str, Any]
+    maps: dict[str, MapAt] = field(default_factory=dict)
 
     @property
     def arrays(self) -> dict[str, Array]:
@@ -81,6 +91,19 @@ def realise(region: Region, fresh: Callable[[str], str], opset: int, facts: Fact
 
 
 Load = Callable[[], Array]
+
+
+def _embedded(kernel: Kernel, geometry: Geometry, memo: dict[int, Array]) -> Load:
+    return lambda: weights.embed(ex.fold(kernel, memo), kernel.geometry, geometry)
+
+
+def _values(source: Source, sizes: Mapping[str, Sequence[int]]) -> Array:
+    """The array of a known source, where the tensors have these spatial sizes."""
+    if source.load is not None:
+        return source.load().reshape(1, source.channels, *[size or 0 for size in source.lengths])
+    assert source.plane is not None
+    lengths = source.plane.lengths(tuple(sizes[source.plane.of.name]))
+    return np.ones((1, 1, *[size or 0 for size in lengths]))
 
 
 def _share(constant: Load, start: int, stop: int) -> Load:
@@ -106,6 +129,7 @@ class _Writer:
         self.nodes: list[NewNode] = []
         self.weights: dict[str, Weight] = {}
         self.integers: dict[str, Any] = {}
+        self.maps: dict[str, MapAt] = {}
         self.memo: dict[int, Array] = {}
         self.prefix = region.root.node.label
 
@@ -118,21 +142,43 @@ class _Writer:
             summands.append(self._term(term, constant))
             constant = None if self._carries(term) else constant
         if self.cover.tiles:
-            carried = carries_constant(self.cover, self.facts)
+            carried = terms_carry(self.cover, self.facts)
             summands.append(self._tiles(constant if carried else None))
             constant = None if carried else constant
         total = summands[0]
         for summand in summands[1:]:
             total = self._emit("Add", (total, summand))
+        if self.cover.known is not None:
+            total = self._with_known(self.cover.known, total, constant)
+            constant = None
         if constant is not None:
             total = self._emit("Add", (total, self._array("bias", self._wide(), constant)))
-        if not form.in_base_layout:
-            total = self._emit("Transpose", (total,), perm=list(form.layout))
+        total = self._laid_out(total)
+        if form.outer is not None:
+            total = self._emit(form.outer.op_type, (total,), **form.outer.attributes)
         if not self.nodes:
             total = self._emit("Identity", (total,))
         root = self.region.root.tensor
         self.nodes[-1] = replace(self.nodes[-1], output=root)
-        return Replacement(self.region, tuple(self.nodes), self.weights, self.integers)
+        return Replacement(self.region, tuple(self.nodes), self.weights, self.integers, self.maps)
+
+    def _laid_out(self, total: str) -> str:
+        """``total`` with its axes where the form has them."""
+        layout, rank = self.cover.form.layout, self.cover.form.rank + 2
+        kept = [base for base in layout if base != UNIT]
+        missing = [base for base in range(rank) if base not in kept]
+        if missing:
+            total = self._reshaped("Squeeze", total, missing)
+        order = [sorted(kept).index(base) for base in kept]
+        if order != sorted(order):
+            total = self._emit("Transpose", (total,), perm=order)
+        units = [axis for axis, base in enumerate(layout) if base == UNIT]
+        return self._reshaped("Unsqueeze", total, units) if units else total
+
+    def _reshaped(self, op_type: str, name: str, axes: list[int]) -> str:
+        if self.opset < 13:
+            return self._emit(op_type, (name,), axes=axes)
+        return self._emit(op_type, (name, self._integers("axes", *axes)))
 
     def _constant(self) -> Load:
         """The whole constant, to be folded later."""
@@ -193,41 +239,127 @@ class _Writer:
 
     def _conv(self, term: Term, bias: Load | None) -> str:
         part = term.kernel.geometry
+        known = self.cover.known
+        if known is not None and known.style == "channel":
+            return self._conv_with_ones(term, known.terms[0], bias)
         geometry = geo.materialise(part, term.source.lengths)
+        kernel = _embedded(term.kernel, geometry, self.memo)
+        return self._conv_node(self._selected(term), geometry, term.source.lengths, kernel, bias)
 
-        def kernel() -> Array:
-            return weights.embed(ex.fold(term.kernel, self.memo), part, geometry)
-
-        inputs = [self._selected(term), self._array("weight", geometry.kernel_shape, kernel)]
+    def _conv_node(
+        self, source: str, geometry: Geometry, lengths: Lengths, kernel: Load, bias: Load | None
+    ) -> str:
+        inputs = [source, self._array("weight", geometry.kernel_shape, kernel)]
         if bias is not None:
             inputs.append(self._array("bias", (geometry.out_channels,), bias))
         axes = geometry.axes
+        padding: dict[str, Any] = {"pads": [axis.pads[end] for end in (0, 1) for axis in axes]}
+        mode = geo.auto_pad(geometry, lengths)
+        if mode != "NOTSET":
+            padding = {"auto_pad": mode}
         return self._emit(
             "Conv",
             tuple(inputs),
             dilations=[axis.dilation for axis in axes],
             group=geometry.groups,
             kernel_shape=[axis.taps for axis in axes],
-            pads=[axis.pads[0] for axis in axes] + [axis.pads[1] for axis in axes],
+            **padding,
             strides=[axis.stride for axis in axes],
         )
+
+    def _conv_with_ones(self, term: Term, ones: Term, bias: Load | None) -> str:
+        """A convolution whose source has a channel of ones behind its own."""
+        box = channel_box(term, ones)
+        assert box is not None
+        joined = ex.append(box, term.kernel, ones.kernel)
+        amounts = [0, 0, *[0] * len(box.axes)]
+        ends = [0, 1, *[0] * len(box.axes)]
+        if self.opset < 11:
+            wide = self._emit("Pad", (term.source.name,), pads=amounts + ends, value=1.0)
+        else:
+            pads = self._integers("pads", *amounts, *ends)
+            wide = self._emit("Pad", (term.source.name, pads, self._one()))
+        return self._conv_node(
+            wide, box, term.source.lengths, lambda: ex.fold(joined, self.memo), bias
+        )
+
+    def _one(self) -> str:
+        return self._array("one", (), lambda: np.ones(()))
+
+    def _with_known(self, known: Known, total: str, constant: Load | None) -> str:
+        """``total`` plus the constant that varies in space; it takes the uniform one along."""
+        if known.style == "channel":
+            return total
+        if known.style == "map":
+            return self._emit("Add", (total, self._map(known.terms, constant)))
+        for term in known.terms:
+            assert term.source.plane is not None
+            geometry = geo.materialise(term.kernel.geometry, term.source.lengths)
+            load = _embedded(term.kernel, geometry, self.memo)
+            plane = self._plane(term.source.plane)
+            response = self._conv_node(plane, geometry, term.source.lengths, load, constant)
+            constant = None
+            total = self._emit("Add", (total, response))
+        return total
+
+    def _map(self, terms: tuple[Term, ...], constant: Load | None) -> str:
+        """A constant of the region's whole shape, as a function of the sources' sizes."""
+        if len(terms) == 1 and terms[0].bare and terms[0].source.stands and constant is None:
+            return terms[0].source.name
+        lengths = {name: s.lengths for name, s in self.cover.form.sources.items()}
+        channels, memo = self.cover.form.channels, self.memo
+
+        def at(sizes: Mapping[str, Sequence[int]]) -> Array:
+            parts = [
+                weights.apply(
+                    ex.fold(term.kernel, memo), term.kernel.geometry, _values(term.source, sizes)
+                )
+                for term in terms
+            ]
+            total: Array = sum(parts[1:], parts[0])
+            return total if constant is None else total + constant().reshape(self._wide())
+
+        shape = (1, channels, *[size or 0 for size in terms[0].lengths])
+        name = self._array("map", shape, lambda: at(lengths))  # type: ignore[arg-type]
+        self.maps[name] = at
+        return name
+
+    def _plane(self, plane: Plane) -> str:
+        """Ones over the positions of a map, whatever the size of its tensor."""
+        name = plane.of.name
+        if self.opset >= 15:
+            size = self._emit("Shape", (name,), start=2)
+        else:
+            size = self._emit("Shape", (name,))
+            size = self._slice(size, 0, 2, 2 + len(plane.axes))
+        if any(slack + stride for stride, slack in plane.axes):
+            offsets = self._integers("offsets", *(slack + stride for stride, slack in plane.axes))
+            size = self._emit("Add", (size, offsets))
+        if any(stride > 1 for stride, _ in plane.axes):
+            strides = self._integers("strides", *(stride for stride, _ in plane.axes))
+            size = self._emit("Div", (size, strides))
+        shape = self._emit("Concat", (self._integers("one_map", 1, 1), size), axis=0)
+        return self._emit("Expand", (self._one(), shape))
 
     def _selected(self, term: Term) -> str:
         """The term's source, or the channels of it that the term reads."""
         start, stop = term.ins
         if (start, stop) == (0, term.source.channels):
             return term.source.name
+        return self._slice(term.source.name, 1, start, stop)
+
+    def _slice(self, name: str, axis: int, start: int, stop: int) -> str:
         if self.opset < 10:
-            return self._emit("Slice", (term.source.name,), axes=[1], starts=[start], ends=[stop])
+            return self._emit("Slice", (name,), axes=[axis], starts=[start], ends=[stop])
         bounds = [
             self._integers(kind, value)
-            for kind, value in (("starts", start), ("ends", stop), ("axes", 1))
+            for kind, value in (("starts", start), ("ends", stop), ("axes", axis))
         ]
-        return self._emit("Slice", (term.source.name, *bounds))
+        return self._emit("Slice", (name, *bounds))
 
-    def _integers(self, kind: str, value: int) -> str:
+    def _integers(self, kind: str, *values: int) -> str:
         name = self.fresh(f"{self.prefix}_fused_{kind}")
-        self.integers[name] = np.array([value], np.int64)
+        self.integers[name] = np.array(values, np.int64)
         return name
 
     def _array(self, kind: str, shape: tuple[int, ...], compute: Load) -> str:

@@ -28,7 +28,9 @@ class RegionError:
     ``exact`` is the largest difference between the original region and its replacement with
     unrounded weights, both in float64, and ``bound`` what rounding allows there.
     ``rms_original`` and ``rms_fused`` are the relative RMS errors of the two in the model's own
-    arithmetic; ``sizes`` are the input shapes tried.
+    arithmetic; ``sizes`` are the input shapes tried. Where an approximation at the border was
+    asked for, all of these speak of the interior, and ``border`` is the RMS of the difference at
+    the border over that of the output.
     """
 
     exact: float
@@ -36,6 +38,7 @@ class RegionError:
     rms_original: float
     rms_fused: float
     sizes: tuple[tuple[int, ...], ...]
+    border: float = 0.0
 
     @property
     def ratio(self) -> float | None:
@@ -45,7 +48,11 @@ class RegionError:
 
 @dataclass(frozen=True, slots=True)
 class RegionReport:
-    """One region: the tensor it computes, its nodes, and what they became."""
+    """One region: the tensor it computes, its nodes, and what they became.
+
+    ``constant`` says how a constant that varies in space is written: map, plane or channel;
+    ``approximate``, that the region equals the original in the interior alone.
+    """
 
     root: str
     node: str
@@ -56,6 +63,8 @@ class RegionReport:
     before: Counts
     after: Counts
     error: RegionError | None = None
+    constant: str = ""
+    approximate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +78,10 @@ class OutputError:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """The whole-model run: ``status`` is passed, skipped or not-run; ``notes`` say why."""
+    """The whole-model run: ``status`` is passed, approximate, skipped or not-run.
+
+    ``notes`` say why. An approximate run only measures: its outputs differ as far as borders do.
+    """
 
     status: str
     runs: tuple[str, ...] = ()

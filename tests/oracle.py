@@ -113,14 +113,25 @@ def source(channels: int, rank: int, known: tuple[int, ...] | None, name: str = 
     return Form.of(Source(name, channels, known or (None,) * rank))
 
 
+def stands_for(source: Source, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    """The array of a source; a plane of ones has the lengths its tensor gives it."""
+    if source.plane is None:
+        return inputs[source.name]
+    lengths = source.plane.lengths(inputs[source.plane.of.name].shape[2:])
+    if min(lengths, default=1) < 1:
+        raise SizeError
+    return np.ones((1, 1, *lengths))
+
+
 def linear(form: Form, **inputs: np.ndarray) -> np.ndarray:
     """The sum of a form's terms, its constant left out, in the base layout."""
     total = None
     for term in form.terms:
-        x = inputs[term.source.name][:, slice(*term.ins)]
+        x = stands_for(term.source, inputs)[:, slice(*term.ins)]
         part = Conv(term.kernel.geometry, ex.fold(term.kernel)).of(x)
         if total is None:
-            total = np.zeros((len(x), form.channels, *part.shape[2:]))
+            batch = max(len(array) for array in inputs.values())
+            total = np.zeros((batch, form.channels, *part.shape[2:]))
         total[:, slice(*term.outs)] += part
     return total
 

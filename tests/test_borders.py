@@ -21,6 +21,7 @@ from oracle import (
     run,
     sizes,
     source,
+    unpadded,
 )
 
 from onnxfuse.algebra import expression as ex
@@ -104,10 +105,9 @@ def test_pad(rank, kind, data):
     if isinstance(form, Form) and grows and not np.array_equal(fill, bias):
         assert form.border
         check_border(form, expected, rank, known)
-        reader = Conv(Geometry(4, 4, 1, (Axis.window(2),) * rank), np.ones((4, 4) + (2,) * rank))
-        refused = reader.law.apply([form], EXACT)
-        assert isinstance(refused, Refusal)
-        assert refused.code == Code.BORDER_BIAS
+        reader = data.draw(convs(rank, 4, 4))
+        read = reader.law.apply([form], EXACT)
+        holds(read, lambda x: run([reader], expected(x)), rank, known, x=4)
         return
     holds(form, expected, rank, known, x=4)
 
@@ -205,6 +205,28 @@ def assigned(x: np.ndarray, constant: float, strips: dict[int, float]) -> np.nda
     return y
 
 
+def test_a_border_of_several_values_stops_what_looks_at_it():
+    form = bordered(4.0, 3.0, 8.0, (3, 2))
+    reader = Conv(Geometry(1, 1, 1, (Axis.window(2),) * 2), np.ones((1, 1, 2, 2)))
+    refused = reader.law.apply([form], EXACT)
+    assert isinstance(refused, Refusal)
+    assert refused.code == Code.BORDER_BIAS
+
+
+@given(st.integers(1, 2), st.data())
+@settings(max_examples=150)
+def test_a_bias_before_zero_padding_becomes_a_plane_of_ones(rank, data):
+    """A pointwise map with a bias, zero padding, any map; then any other map behind it."""
+    known = data.draw(lengths(rank))
+    point = Conv(Geometry(4, 4, 1, (Axis(),) * rank), integers(1, 4, 4, *[1] * rank), np.ones(4))
+    layers = [point, data.draw(convs(rank, 4, 4)), unpadded(data.draw(convs(rank, 4)))]
+    form = source(4, rank, known)
+    for layer in layers:
+        form = layer.law.apply([form], EXACT)
+        assert isinstance(form, Form)
+    assert holds(form, lambda x: run(layers, x), rank, known, x=4)
+
+
 def test_strips_of_a_sum_meet_in_corners_that_belong_to_either():
     """Each strip of the sum is 10, as the inside; the corners are 3 + 2 = 5."""
     left = bordered(4.0, 3.0, 8.0, (3, 2))
@@ -237,6 +259,9 @@ def test_sums_of_forms_padded_alike_keep_their_strips():
         return first - second
 
     check_border(added, expected, 1, None)
+    reader = Conv(Geometry(4, 4, 4, (Axis.window(2),)), integers(3, 4, 1, 2))
+    read = reader.law.apply([added], EXACT)
+    assert holds(read, lambda x: run([reader], expected(x)), 1, None, x=4)
     one_sided = Sum((1, 1)).apply([forms[0], source(4, 1, None)], EXACT)
     assert isinstance(one_sided, Refusal)
     assert one_sided.code == Code.LENGTH

@@ -215,3 +215,94 @@ def test_a_geometry_counts_its_kernel():
     assert not geometry.depthwise
     assert Geometry.pointwise(8, 2).per_channel
     assert geometry.lengths((10, None)) == (8, None)
+
+
+@st.composite
+def same_axes(draw: st.DrawFn) -> tuple[int, int, int, bool]:
+    """Taps, stride, dilation and whether the odd pad stands at the end."""
+    return (draw(st.integers(1, 5)), draw(st.integers(1, 3)), draw(st.integers(1, 2)),
+            draw(st.booleans()))  # fmt: skip
+
+
+def at(axis: Axis, x: int) -> Axis:
+    """The axis as it stands at length ``x``."""
+    moved = axis.moves[x % axis.stride] if axis.moves else 0
+    return Axis(axis.stride, axis.dilation, axis.taps, axis.start - moved, axis.slack)
+
+
+@given(same_axes())
+def test_same_padding_at_unknown_lengths_stands_where_it_does_at_each(window):
+    """By TensorFlow's rule, written out: ⌈X/s⌉ outputs, the pads that need, the odd one apart."""
+    k, stride, dilation, upper = window
+    unknown = Axis.same_window(k, stride, dilation, None, upper=upper)
+    extent = (dilation if k > 1 else 1) * (k - 1) + 1
+    for x in LENGTHS:
+        outputs = -(-x // stride)
+        total = max((outputs - 1) * stride + extent - x, 0)
+        begin = total // 2 if upper else (total + 1) // 2
+        assert unknown.length(x) == outputs
+        assert at(unknown, x).start == -begin
+        known = Axis.same_window(k, stride, dilation, x, upper=upper)
+        assert known.pads == (begin, total - begin)
+        assert known.length(x) == outputs
+
+
+@given(same_axes(), same_axes(), axes())
+def test_a_start_that_moves_follows_where_it_is_said_to(window, other, plain):
+    first, second = (
+        Axis.same_window(k, s, d, None, upper=upper) for k, s, d, upper in (window, other)
+    )
+    for outer, inner in ((first, plain), (plain, first), (first, second)):
+        if not outer.follows(inner):
+            continue
+        composed = geo.compose_axis(outer, inner)
+        for x in LENGTHS:
+            middle = inner.length(x)
+            if middle >= 1:
+                moved = inner.moves[x % inner.stride] if inner.moves else 0
+                moved += outer.moves[middle % outer.stride] * inner.stride if outer.moves else 0
+                expected = inner.start + inner.stride * outer.start - moved
+                steps = composed.moves
+                found = composed.start - (steps[x % len(steps)] if steps else 0)
+                assert found == expected
+
+
+@given(same_axes(), same_axes())
+def test_axes_of_equal_moves_share_a_box_at_every_length(window, other):
+    first, second = (
+        Axis.same_window(k, window[1], d, None, upper=upper) for k, _, d, upper in (window, other)
+    )
+    assume(first.moves == second.moves)
+    box = geo.hull_axis(first, second)
+    for part in (first, second):
+        assert geo.contains(box, part)
+        for x in LENGTHS:
+            places = geo.tap_positions(box, part)
+            assert taps(at(box, x))[places] == taps(at(part, x))
+
+
+@given(same_axes(), same_axes(), st.booleans())
+def test_auto_pad_writes_what_it_reads(first, second, static):
+    """Geometry(H, W) under one rule; where it is written as SAME, SAME gives it back."""
+    x = 11 if static else None
+    axes = tuple(
+        Axis.same_window(k, s, d, size, upper=first[3])
+        for (k, s, d, _), size in zip((first, second), (None, x), strict=True)
+    )
+    mode = geo.auto_pad(Geometry(1, 1, 1, axes), (None, x))
+    if not any(axis.moves for axis in axes):
+        assert mode == "NOTSET"
+        return
+    assert mode is not None
+    for axis, size, (k, s, d, _) in zip(axes, (None, x), (first, second), strict=True):
+        written = Axis.same_window(k, s, d, size, upper=mode == "SAME_UPPER")
+        assert (written.start, written.moves) == (axis.start, axis.moves)
+
+
+def test_a_box_that_no_rule_gives_is_not_written():
+    upper = Axis.same_window(3, 2, 1, None, upper=True)
+    shifted = Axis(2, 1, 3, upper.start - 1, -1, upper.moves)
+    assert geo.auto_pad(Geometry(1, 1, 1, (upper,)), (None,)) == "SAME_UPPER"
+    assert not geo.writable(Geometry(1, 1, 1, (shifted,)), (None,))
+    beside = Axis.window(3, stride=2, begin=1, end=1)
+    assert not geo.writable(Geometry(1, 1, 1, (upper, beside)), (None, 10))

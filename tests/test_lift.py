@@ -132,10 +132,17 @@ CASES = {
     "a branch of one channel": Case("a = Conv(x, w1) c = Conv(x, w2) y = Add(a, c)",
                                     {**K1, "w2": (1, 4, 1, 1)}, "Conv Conv Add", ("broadcast",)),
     "zeros behind a bias": Case("c = Conv(x, w1, b) y = Conv<pads = [1,1,1,1]>(c, w)", {**K1, **K3},
-                                "Conv Conv", ("border-bias",)),
+                                "Conv Add"),
+    "zeros behind a bias at unknown sizes": Case(
+        "c = Conv(x, w1, b) y = Conv<pads = [1,1,1,1]>(c, w)", {**K1, **K3}, "Conv Conv",
+        ("cost",), graph=DYNAMIC),
     "padding with a number": Case("p = Pad(x, by, v) y = Conv(p, w)",
                                   {**K3, "by": i64(0, 0, 1, 2, 0, 0, 1, 0), "v": np.float32(2)},
-                                  "Pad Conv", ("border-bias",)),
+                                  "Pad Conv", ("cost",)),
+    "padding with two numbers": Case("p = Pad(x, up, v) q = Pad(p, left, u) y = Conv(q, w)",
+                                     {**K3, "up": i64(0, 0, 1, 0, 0, 0, 0, 0), "v": np.float32(2),
+                                      "left": i64(0, 0, 0, 1, 0, 0, 0, 0), "u": np.float32(3)},
+                                     "Conv Add", ("border-bias",)),
     "padding twice": Case("c = Conv<pads = [1,1,1,1]>(x, w) y = Conv<pads = [1,1,1,1]>(c, v)",
                           {**K3, "v": (4, 4, 3, 3)}, "Conv Conv", ("border-window",)),
     "a pool that leaves padding out": Case(
@@ -179,7 +186,31 @@ CASES = {
         {**K1, "w": (4, 4, 2, 2)}, "Conv Conv Add", ("cost",), graph=DYNAMIC),
     "same at stride 2 and unknown sizes": Case(
         "c = Conv<auto_pad = \"SAME_UPPER\", strides = [2,2]>(x, w) y = Mul(c, k)",
-        {**K3, "k": ()}, "Conv Mul", ("same-padding-parity",), graph=DYNAMIC),
+        {**K3, "k": ()}, "Conv", graph=DYNAMIC),
+    "same at stride 2, unknown sizes and a 1×1": Case(
+        "c = Conv<auto_pad = \"SAME_UPPER\", strides = [2,2]>(x, w) "
+        "d = Conv<strides = [2,2]>(x, w1) y = Add(c, d)",
+        {**K3, **K1}, "Conv Conv Add", ("same-padding-parity",), graph=DYNAMIC),
+    "lower same at stride 2, unknown sizes and a 1×1": Case(
+        "c = Conv<auto_pad = \"SAME_LOWER\", strides = [2,2]>(x, w) "
+        "d = Conv<strides = [2,2]>(x, w1) y = Add(c, d)",
+        {**K3, **K1}, "Conv", graph=DYNAMIC),
+    "same 3×3 and 5×5 at stride 2 and unknown sizes": Case(
+        "c = Conv<auto_pad = \"SAME_UPPER\", strides = [2,2]>(x, w) "
+        "d = Conv<auto_pad = \"SAME_UPPER\", strides = [2,2]>(x, w5) y = Add(c, d)",
+        {**K3, "w5": (4, 4, 5, 5)}, "Conv", graph=DYNAMIC),
+    "same twice at stride 2 and unknown sizes": Case(
+        "c = Conv<auto_pad = \"SAME_UPPER\", strides = [2,2], group = 4>(x, g) "
+        "y = Conv<auto_pad = \"SAME_UPPER\", strides = [2,2], group = 4>(c, h)",
+        {"g": (4, 1, 3, 3), "h": (4, 1, 3, 3)}, "Conv Conv",
+        ("same-padding-parity",), graph=DYNAMIC),
+    "a pool that leaves padding out, and an affine": Case(
+        f"c = Conv(x, w1) p = AveragePool<kernel_shape = [2,2], pads = [1,1,1,1]>(c) "
+        f"{bn('y', 'p', 'n')}", {**K1, **N4}, "Conv AveragePool"),
+    "a pool with windows of padding alone": Case(
+        f"c = Conv(x, w1) p = AveragePool<kernel_shape = [2,2], dilations = [4,4], "
+        f"pads = [4,4,4,4]>(c) {bn('y', 'p', 'n')}", {**K1, **N4},
+        "Conv AveragePool BatchNormalization", ("exclude-pad",), opset=19),
     "one kernel, two folds": Case(f"c = Conv(x, w) {bn('y', 'c', 'n')} d = Conv(z, w) "
                                   f"{bn('u', 'd', 'm')}",
                                   {**K3, **N4, **norm("m", 4)},

@@ -1,15 +1,20 @@
-"""Border strips of forms: what stands on them in a sum, and when they vanish.
+"""Border strips of forms: what stands on them in a sum, when they vanish, and as planes of ones.
 
 Every position of a strip holds the value of one of the strips it lies in. Padding and border
 assignments keep that true, so when all values equal the constant, the border is gone.
+
+A constant that ends somewhere is a map of a plane of ones that ends there, which any map can
+follow: zero padding behind a bias stays exact.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from onnxfuse.algebra import expression as ex
-from onnxfuse.algebra.form import Facts, Form, Side
+from onnxfuse.algebra.form import Facts, Form, Side, Term, plane_over
+from onnxfuse.algebra.geometry import Axis, Geometry
 from onnxfuse.refusal import Code, Refusal
 
 
@@ -59,3 +64,43 @@ def bordered(form: Form, kept: tuple[Side, ...], new: list[Side], facts: Facts) 
     if all(facts.equal(s.value, form.constant, form.channels) for s in sides):
         return replace(form, border=(), matched=form.matched or bool(sides))
     return replace(form, border=sides)
+
+
+def ended(form: Form, widths: Sequence[tuple[int, int]] | None = None) -> Form:
+    """``form`` with its constant as a map of a plane of ones, zero outside its own positions.
+
+    The plane is ``widths`` (begin and end per axis) smaller than the form.
+    """
+    if form.constant is None:
+        return form
+    around = widths or [(0, 0)] * form.rank
+    reference = (form.data or form.terms)[0]
+    plane = plane_over(reference, [begin + end for begin, end in around])
+    kernel = ex.column(form.constant, form.channels, form.rank)
+    if widths is not None:
+        axes = tuple(Axis.window(1, begin=begin, end=end) for begin, end in widths)
+        padded = ex.shift("Pad", Geometry(form.channels, form.channels, form.channels, axes))
+        kernel = ex.compose(padded, kernel)
+    return replace(form, terms=(*form.terms, Term(plane, kernel)), constant=None)
+
+
+def without_border(form: Form, facts: Facts) -> Form | Refusal:
+    """``form`` with its strips as a plane: the constant of the strips, and inside them the rest."""
+    if not form.border:
+        return form
+    value = form.border[0].value
+    if not all(facts.equal(side.value, value, form.channels) for side in form.border):
+        return Refusal(
+            Code.BORDER_BIAS,
+            "the border before it holds different values on different sides, none of them the "
+            "response of what precedes it to zero",
+        )
+    matched = form.matched
+    if value is not None and facts.equal(value, None, form.channels):
+        value, matched = None, True  # a pad value within rounding of zero
+    widths = [[0, 0] for _ in range(form.rank)]
+    for side in form.border:
+        widths[side.axis][side.end] = side.width
+    rest = ex.total(form.constant, ex.negate(value))
+    inside = ended(replace(form, border=(), constant=rest), [(a, b) for a, b in widths])
+    return replace(inside, constant=value, matched=matched)

@@ -7,7 +7,7 @@ without recursion. A `Vector` is the same for per-channel constants. This room n
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 
 import numpy as np
@@ -131,6 +131,46 @@ def restrict(kernel: Kernel, outs: slice, ins: slice, groups: int) -> Kernel:
         lambda parts: weights.restrict(parts[0], g, outs, ins),
         part,
     )
+
+
+def column(constant: Vector, channels: int, rank: int) -> Kernel:
+    """The map of one channel of ones onto a constant."""
+    geometry = Geometry(1, channels, 1, (geo.IDENTITY,) * rank)
+    return Kernel(
+        f"{constant.text}·1",
+        (constant,),
+        lambda parts: parts[0].reshape(geometry.kernel_shape),
+        geometry,
+    )
+
+
+def widen(kernel: Kernel, start: int, channels: int) -> Kernel:
+    """The kernel, without groups, as the rows from ``start`` on of one with zeros elsewhere."""
+    g = kernel.geometry
+    result = Geometry(g.in_channels, channels, 1, g.axes)
+    rows = slice(start, start + g.out_channels)
+
+    def compute(parts: Sequence[Array]) -> Array:
+        wide = np.zeros(result.kernel_shape)
+        wide[rows] = weights.regroup(parts[0], g.groups, 1)
+        return wide
+
+    return Kernel(kernel.text, (kernel,), compute, result)
+
+
+def append(result: Geometry, left: Kernel, right: Kernel) -> Kernel:
+    """Dense kernels side by side on their inputs: one map of both sources' channels."""
+    parts = [replace(k.geometry, groups=1) for k in (left, right)]
+    boxes = [replace(g, axes=result.axes) for g in parts]
+
+    def compute(arrays: Sequence[Array]) -> Array:
+        embedded = [
+            weights.embed(array, part, box)
+            for array, part, box in zip(arrays, parts, boxes, strict=True)
+        ]
+        return np.concatenate(embedded, axis=1)
+
+    return Kernel(_cut(f"{left.text} + {right.text}"), (left, right), compute, result)
 
 
 def stack(result: Geometry, parts: Sequence[Kernel]) -> Kernel:

@@ -9,27 +9,85 @@ how a bias that meets zero padding stays exact.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from onnxfuse.algebra import expression as ex
 from onnxfuse.algebra import geometry as geo
 from onnxfuse.algebra.expression import Kernel, Vector
-from onnxfuse.algebra.geometry import Lengths
+from onnxfuse.algebra.geometry import Axis, Lengths
 from onnxfuse.algebra.weights import Array
 
 MAX_TERMS = 64
+UNIT = -1
+"""A tensor axis of length 1 that the base layout does not have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """Ones over the positions of a map of the tensor ``of``.
+
+    Per axis ``(stride, slack)`` give its length, ``(X + slack) // stride + 1``.
+    """
+
+    of: Source
+    axes: tuple[tuple[int, int], ...]
+
+    def lengths(self, x: Lengths) -> Lengths:
+        """The plane's lengths where those of the tensor are ``x``."""
+        return tuple(
+            None if size is None else (size + slack) // stride + 1
+            for size, (stride, slack) in zip(x, self.axes, strict=True)
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A tensor ``(N, channels, *lengths)`` that stands as it is in the graph."""
+    """A tensor ``(N, channels, *lengths)`` that stands as it is in the graph.
+
+    A source is *known* if no data enters it: a ``plane`` of ones ``(1, 1, *lengths)``, which
+    stands in no graph yet, or a constant ``(1, channels, *lengths)`` that ``load`` reads, which
+    ``stands`` in the graph under its name or is a view of one that does.
+    """
 
     name: str
     channels: int
     lengths: Lengths
+    plane: Plane | None = None
+    load: Callable[[], Array] | None = field(default=None, compare=False, repr=False)
+    stands: bool = True
+
+    @property
+    def known(self) -> bool:
+        return self.load is not None or self.plane is not None
+
+
+def plane_over(term: Term, widths: Sequence[int]) -> Source:
+    """Ones over the positions of ``term``'s map, less ``widths`` of them on each axis.
+
+    Planes of equal certain lengths are one source, whatever they were derived from.
+    """
+    axes = tuple(
+        (axis.stride, axis.slack - axis.stride * width)
+        for axis, width in zip(term.kernel.geometry.axes, widths, strict=True)
+    )
+    of = term.source
+    if of.plane is not None:  # the plane of a plane is one of the tensor behind it
+        axes = tuple(
+            (s * stride, t + s * (1 + slack))
+            for (stride, slack), (s, t) in zip(axes, of.plane.axes, strict=True)
+        )
+        of = of.plane.of
+    plane = Plane(of, axes)
+    lengths = plane.lengths(of.lengths)
+    parts = [
+        str(size) if size is not None else f"({axis}·{of.name} + {slack})/{stride}"
+        for axis, (size, (stride, slack)) in enumerate(zip(lengths, axes, strict=True))
+    ]
+    return Source(f"1[{', '.join(parts)}]", 1, lengths, plane=plane)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +128,24 @@ class Side:
 
 
 @dataclass(frozen=True, slots=True)
+class Outer:
+    """An operator around a form that only affines pass: its window, and how it is written."""
+
+    op_type: str
+    axes: tuple[Axis, ...]
+    attributes: Mapping[str, Any] = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Form:
-    """One tensor as an affine expression; ``layout[i]`` is the base axis at tensor axis ``i``."""
+    """One tensor as an affine expression; ``layout[i]`` is the base axis at tensor axis ``i``.
+
+    A tensor axis of length 1 that is no axis of the base is `UNIT`; a base axis of length 1 may
+    be missing.
+
+    With an ``outer`` operator the tensor is that operator of the expression. A form that holds
+    for the ``interior_only`` is an approximation that was asked for (see `interior`).
+    """
 
     channels: int
     terms: tuple[Term, ...]
@@ -79,6 +153,8 @@ class Form:
     border: tuple[Side, ...] = ()
     layout: tuple[int, ...] = ()
     matched: bool = False
+    outer: Outer | None = None
+    interior_only: bool = False
 
     @classmethod
     def of(cls, source: Source) -> Form:
@@ -92,11 +168,12 @@ class Form:
 
     @property
     def rank(self) -> int:
-        return len(self.layout) - 2
+        """The spatial axes of the base layout."""
+        return len(self.terms[0].kernel.geometry.axes)
 
     @property
     def in_base_layout(self) -> bool:
-        return self.layout == tuple(range(len(self.layout)))
+        return self.layout == tuple(range(self.rank + 2))
 
     @property
     def lengths(self) -> Lengths:
@@ -110,14 +187,27 @@ class Form:
         return tuple(known)
 
     @property
+    def data(self) -> tuple[Term, ...]:
+        """The terms that read data."""
+        return tuple(term for term in self.terms if not term.source.known)
+
+    @property
+    def known(self) -> tuple[Term, ...]:
+        """The terms over planes of ones and stored constants: a constant that varies in space."""
+        return tuple(term for term in self.terms if term.source.known)
+
+    @property
     def sources(self) -> dict[str, Source]:
-        return {term.source.name: term.source for term in self.terms}
+        """The tensors that are read, those whose size a plane has included."""
+        read = [t.source.plane.of if t.source.plane else t.source for t in self.terms]
+        return {source.name: source for source in read if not source.known}
 
     @property
     def text(self) -> str:
         """The expression as people write it, ∘ for composition."""
         parts = [term.kernel.text if not term.bare else "x" for term in self.terms]
-        return " + ".join(parts) or "0"
+        text = " + ".join(parts) or "0"
+        return text if self.outer is None else f"{self.outer.op_type}({text})"
 
 
 def equal_lengths(left: Form, right: Form) -> bool:
@@ -138,6 +228,24 @@ def equal_lengths(left: Form, right: Form) -> bool:
         ):
             return False
     return True
+
+
+def interior(form: Form, lengths: Mapping[str, Lengths]) -> tuple[range, ...]:
+    """Per spatial axis, the positions whose windows lie inside their sources for certain.
+
+    ``lengths`` are those of the sources by name; an axis of unknown length has no such position.
+    """
+    found: list[range] = []
+    for axis in range(form.rank):
+        first, stop = 0, 2**63
+        for term in form.data:
+            window, size = term.kernel.geometry.axes[axis], lengths[term.source.name][axis]
+            start = window.start - max(window.moves, default=0)
+            first = max(first, -(start // window.stride))
+            room = -1 if size is None else size - window.start - window.extent
+            stop = min(stop, max(room // window.stride + 1, 0), window.length(size or 0))
+        found.append(range(first, stop))
+    return tuple(found)
 
 
 def coalesce(terms: Iterable[Term]) -> tuple[Term, ...]:
@@ -168,11 +276,13 @@ class Facts:
 
     ``roundoff`` is the unit roundoff of the model's type. Constants that an exporter computed
     twice differ by a few roundings of what they were summed from (measured: 2.4e-7 in float32),
-    so each entry is judged within ``64 * roundoff`` of itself, or of `usual_size`.
+    so each entry is judged within ``64 * roundoff`` of itself, or of `usual_size`. With
+    ``interior_only`` a user has asked for merges that are wrong at the border.
     """
 
-    def __init__(self, roundoff: float) -> None:
+    def __init__(self, roundoff: float, *, interior_only: bool = False) -> None:
         self.roundoff = roundoff
+        self.interior_only = interior_only
         self._memo: dict[int, Array] = {}
         self._alive: list[Vector] = []
 

@@ -9,6 +9,9 @@ One spatial axis of a map reads, for output position ``p`` and tap ``t``,
 
 and turns a length ``X`` into ``(X + slack) // stride + 1``. For a convolution with pads
 ``(begin, end)`` that is ``start = -begin`` and ``slack = begin + end - dilation * (taps - 1) - 1``.
+
+Under SAME padding at an unknown length the begin pad may depend on ``X mod stride``. Such an axis
+says how its start ``moves`` with that; axes of equal moves can be compared and summed.
 """
 
 from __future__ import annotations
@@ -20,6 +23,21 @@ Lengths = tuple[int | None, ...]
 """The spatial lengths of a tensor; ``None`` where a length is not known for certain."""
 
 
+def same_total(extent: int, stride: int, x: int) -> int:
+    """The padding of SAME, begin and end together: extent less ``X mod stride``, at least 0."""
+    return max(extent - (x % stride or stride), 0)
+
+
+def same_begin(extent: int, stride: int, x: int, *, upper: bool) -> int:
+    """The begin pad of SAME; the odd one stands at the end (upper) or at the begin (lower)."""
+    total = same_total(extent, stride, x)
+    return total // 2 if upper else total - total // 2
+
+
+Moves = tuple[int, ...]
+"""How far a start moves to the left at lengths ``X`` of residue 0, 1, … modulo the stride."""
+
+
 @dataclass(frozen=True, slots=True)
 class Axis:
     """One spatial axis of a map; the default reads every position once."""
@@ -29,6 +47,7 @@ class Axis:
     taps: int = 1
     start: int = 0
     slack: int = -1
+    moves: Moves = ()
 
     @classmethod
     def window(
@@ -42,6 +61,28 @@ class Axis:
         if taps == 1:
             dilation = 1
         return cls(stride, dilation, taps, -begin, begin + end - dilation * (taps - 1) - 1)
+
+    @classmethod
+    def same_window(
+        cls, taps: int, stride: int, dilation: int, x: int | None, *, upper: bool
+    ) -> Axis:
+        """The axis of a window under SAME padding: ``⌈X / stride⌉`` outputs.
+
+        >>> Axis.same_window(3, 2, 1, None, upper=False).pads
+        (1, 1)
+        >>> Axis.same_window(3, 2, 1, None, upper=True).moves
+        (0, 1)
+        """
+        if taps == 1:
+            dilation = 1
+        extent = dilation * (taps - 1) + 1
+        if x is not None:
+            begin = same_begin(extent, stride, x, upper=upper)
+            end = same_total(extent, stride, x) - begin
+            return cls.window(taps, stride=stride, dilation=dilation, begin=begin, end=end)
+        begins = [same_begin(extent, stride, size, upper=upper) for size in range(stride)]
+        moves = tuple(begin - min(begins) for begin in begins)
+        return cls(stride, dilation, taps, -min(begins), moves=moves if any(moves) else ())
 
     @property
     def extent(self) -> int:
@@ -58,11 +99,13 @@ class Axis:
         return (x + self.slack) // self.stride + 1
 
     def reads_before(self) -> bool:
-        """Whether some tap reads left of position 0."""
-        return self.start < 0
+        """Whether some tap may read left of position 0."""
+        return self.start < 0 or bool(self.moves)
 
     def reads_after(self, x: int | None) -> bool:
         """Whether some tap may read at or right of the length ``x``."""
+        if self.moves:
+            return True
         if x is None:
             return self.pads[1] > 0
         last = self.stride * (self.length(x) - 1) + self.start + self.extent - 1
@@ -81,7 +124,17 @@ class Axis:
         if x is not None:
             return self.stride * (self.length(x) - width) + self.start >= x
         # stride * P >= X + slack + 1, whatever X is
-        return self.slack + 1 + self.start >= self.stride * width
+        return self.slack + 1 + self.start - max(self.moves, default=0) >= self.stride * width
+
+    def follows(self, inner: Axis) -> bool:
+        """Whether where this axis stands after ``inner`` can be said at every length.
+
+        A start moves with one length: that of the source, or one that differs from it by whole
+        strides.
+        """
+        if not self.moves:
+            return True
+        return not inner.moves and inner.stride == 1 and (inner.slack + 1) % self.stride == 0
 
 
 IDENTITY = Axis()
@@ -104,6 +157,7 @@ def compose_axis(outer: Axis, inner: Axis) -> Axis:
         taps=reach // dilation + 1,
         start=inner.start + inner.stride * outer.start,
         slack=inner.slack + inner.stride * (1 + outer.slack),
+        moves=outer.moves or inner.moves,
     )
 
 
@@ -119,6 +173,7 @@ def contains(hull: Axis, part: Axis) -> bool:
     offset = part.start - hull.start
     if (
         hull.stride != part.stride
+        or hull.moves != part.moves
         or offset < 0
         or part.start + part.extent > (hull.start + hull.extent)
     ):
@@ -127,13 +182,14 @@ def contains(hull: Axis, part: Axis) -> bool:
 
 
 def hull_axis(left: Axis, right: Axis) -> Axis:
-    """The least axis that contains both; the lengths are those of ``left``."""
+    """The least axis that contains both, of equal moves; the lengths are those of ``left``."""
     start = min(left.start, right.start)
     steps = [axis.dilation for axis in (left, right) if axis.taps > 1]
     steps += [axis.start - start for axis in (left, right)]
     dilation = gcd(*steps) or 1
     stop = max(left.start + left.extent, right.start + right.extent)
-    return Axis(left.stride, dilation, (stop - 1 - start) // dilation + 1, start, left.slack)
+    taps = (stop - 1 - start) // dilation + 1
+    return Axis(left.stride, dilation, taps, start, left.slack, left.moves)
 
 
 def tap_positions(hull: Axis, part: Axis) -> slice:
@@ -147,8 +203,11 @@ def materialise_axis(axis: Axis, x: int | None) -> Axis:
     """The least axis of equal meaning that a runtime's Conv accepts: no negative pads.
 
     A start right of zero, or an end cropped, is bridged by taps of zero weight; at a known
-    length ``x`` the slack is first moved among those of equal output length.
+    length ``x`` the slack is first moved among those of equal output length. An axis whose
+    start moves stays as it is (see `auto_pad`).
     """
+    if axis.moves:
+        return axis
     if x is not None and min(axis.pads) < 0:
         least = axis.stride * (axis.length(x) - 1) - x
         wanted = -(axis.extent + axis.start)  # the slack at which the end pad is zero
@@ -197,6 +256,11 @@ class Geometry:
     @property
     def depthwise(self) -> bool:
         return self.groups == self.in_channels and self.in_channels == self.out_channels
+
+    @property
+    def family(self) -> tuple[tuple[int, Moves], ...]:
+        """What maps must have in common to lie in one box: strides, and how starts move."""
+        return tuple((axis.stride, axis.moves) for axis in self.axes)
 
     @property
     def per_channel(self) -> bool:
@@ -256,3 +320,28 @@ def materialise(geometry: Geometry, x: Lengths) -> Geometry:
     """``geometry`` with pads a runtime accepts, over a source of lengths ``x``."""
     axes = zip(geometry.axes, x, strict=True)
     return replace(geometry, axes=tuple(materialise_axis(axis, size) for axis, size in axes))
+
+
+def auto_pad(geometry: Geometry, x: Lengths) -> str | None:
+    """How a materialised geometry is padded: NOTSET, or SAME where a start moves.
+
+    ``None`` where it cannot be written: under SAME every axis must have the pads SAME gives it.
+    """
+    if not any(axis.moves for axis in geometry.axes):
+        return "NOTSET"
+    for upper in (True, False):
+        wanted = [
+            Axis.same_window(axis.taps, axis.stride, axis.dilation, size, upper=upper)
+            for axis, size in zip(geometry.axes, x, strict=True)
+        ]
+        if all(
+            replace(want, slack=axis.slack) == axis and same_length(want, axis, size)
+            for want, axis, size in zip(wanted, geometry.axes, x, strict=True)
+        ):
+            return "SAME_UPPER" if upper else "SAME_LOWER"
+    return None
+
+
+def writable(geometry: Geometry, x: Lengths) -> bool:
+    """Whether a materialised geometry can be written."""
+    return auto_pad(geometry, x) is not None

@@ -12,9 +12,9 @@ from typing import Protocol
 
 from onnxfuse.algebra import expression as ex
 from onnxfuse.algebra import geometry as geo
-from onnxfuse.algebra.borders import joined_border
+from onnxfuse.algebra.borders import ended, joined_border, without_border
 from onnxfuse.algebra.expression import Kernel, Vector
-from onnxfuse.algebra.form import MAX_TERMS, Facts, Form, Term, coalesce, equal_lengths
+from onnxfuse.algebra.form import MAX_TERMS, UNIT, Facts, Form, Term, coalesce, equal_lengths
 from onnxfuse.algebra.geometry import Geometry
 from onnxfuse.algebra.weights import Array
 from onnxfuse.refusal import Code, Refusal
@@ -32,7 +32,11 @@ class Loader(Protocol):
     def __call__(self) -> Array: ...
 
 
-_LAYOUT = Refusal(Code.UNSUPPORTED, "its input is transposed, so its axes are not N, C, spatial")
+PARITY = (
+    "SAME padding at this stride pads by the parity of a dynamic size, so which taps meet is "
+    "unknown; export with fixed sizes"
+)
+LAYOUT = Refusal(Code.UNSUPPORTED, "its input is transposed, so its axes are not N, C, spatial")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,27 +58,34 @@ class Convolve:
         (form,) = forms
         geometry = self.kernel.geometry
         if not form.in_base_layout:
-            return _LAYOUT
+            return LAYOUT
         if form.channels != geometry.in_channels or form.rank != len(geometry.axes):
             return Refusal(Code.MALFORMED, "its kernel does not fit the channels of its input")
-        if form.border:
-            return Refusal(
-                Code.BORDER_BIAS,
-                "the padding before it is not the response of what precedes it to zero, so the "
-                "border differs from the interior",
-            )
-        if geo.reads_outside(geometry, form.lengths) and not facts.zero(form.constant):
-            return Refusal(
-                Code.BORDER_BIAS,
-                "zero padding stands behind a bias, so the border differs from the interior",
-            )
-        return sequence(self.kernel, self.bias, form)
+        if facts.interior_only:
+            return sequence(self.kernel, self.bias, _without_edges(form, geometry, facts))
+        inner = without_border(form, facts)
+        if isinstance(inner, Refusal):
+            return inner
+        if geo.reads_outside(geometry, inner.lengths) and not facts.zero(inner.constant):
+            inner = ended(inner)
+        return sequence(self.kernel, self.bias, inner)
+
+
+def _without_edges(form: Form, geometry: Geometry, facts: Facts) -> Form:
+    """``form`` with its constant going on beyond its border: true in the interior alone."""
+    padded = geo.reads_outside(geometry, form.lengths) and not facts.zero(form.constant)
+    if not (padded or form.border):
+        return form
+    return replace(form, border=(), interior_only=True)
 
 
 def sequence(kernel: Kernel, bias: Vector | None, form: Form) -> Form | Refusal:
     """Compose linear parts; the caller has settled what happens to the constant at borders."""
     terms: list[Term] = []
     for term in form.terms:
+        both = zip(kernel.geometry.axes, term.kernel.geometry.axes, strict=True)
+        if not all(outer.follows(inner) for outer, inner in both):
+            return Refusal(Code.PARITY, PARITY)
         if not geo.silent_outside(kernel.geometry, term.kernel.geometry, term.source.lengths):
             return Refusal(
                 Code.BORDER_WINDOW,
@@ -214,6 +225,7 @@ def _add(left: Form, right: Form, facts: Facts) -> Form | Refusal:
         constant=ex.total(left.constant, right.constant),
         border=border,
         matched=left.matched or right.matched,
+        interior_only=left.interior_only or right.interior_only,
     )
 
 
@@ -246,6 +258,7 @@ class Concat:
             terms=coalesce(terms),
             constant=ex.join([(form.constant, form.channels) for form in forms]),
             matched=any(form.matched for form in forms),
+            interior_only=any(form.interior_only for form in forms),
         )
 
 
@@ -316,3 +329,38 @@ class Permute:
         if sorted(self.permutation) != list(range(len(form.layout))):
             return Refusal(Code.MALFORMED, "its permutation does not fit its input")
         return replace(form, layout=tuple(form.layout[axis] for axis in self.permutation))
+
+
+@dataclass(frozen=True, slots=True)
+class Unsqueeze:
+    """New tensor axes of length 1 at the (sorted) positions ``axes`` of the result."""
+
+    axes: tuple[int, ...]
+
+    def apply(self, forms: Sequence[Form], facts: Facts) -> Form | Refusal:
+        (form,) = forms
+        missing = [axis for axis in range(form.rank + 2) if axis not in form.layout]
+        layout = list(form.layout)
+        for axis in self.axes:  # an axis that was squeezed away comes back
+            layout.insert(axis, missing.pop(0) if missing else UNIT)
+        return replace(form, layout=tuple(layout))
+
+
+@dataclass(frozen=True, slots=True)
+class Squeeze:
+    """The tensor axes ``axes``, of length 1, are dropped."""
+
+    axes: tuple[int, ...]
+
+    def apply(self, forms: Sequence[Form], facts: Facts) -> Form | Refusal:
+        (form,) = forms
+        for axis in self.axes:
+            base = form.layout[axis]
+            if base == UNIT:
+                continue
+            if base < 2:
+                return Refusal(Code.UNSUPPORTED, "it squeezes the batch or the channels away")
+            if form.lengths[base - 2] != 1:
+                return Refusal(Code.UNKNOWN_SHAPE, "the axis it squeezes may be longer than 1")
+        kept = (base for axis, base in enumerate(form.layout) if axis not in self.axes)
+        return replace(form, layout=tuple(kept))

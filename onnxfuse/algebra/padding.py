@@ -25,22 +25,11 @@ class Pad:
         (form,) = forms
         amounts: list[tuple[int, int]] = [(0, 0)] * (form.rank + 2)
         for axis, pair in enumerate(zip(self.begins, self.ends, strict=True)):
-            amounts[form.layout[axis]] = pair
-        if any(pair != (0, 0) for pair in amounts[:2]):
-            return Refusal(Code.BROADCAST, "it pads the batch or the channels")
-        axes = tuple(Axis.window(1, begin=begin, end=end) for begin, end in amounts[2:])
-        if any(
-            size is not None and axis.length(size) < 1
-            for axis, size in zip(axes, form.lengths, strict=True)
-        ):
-            return Refusal(Code.MALFORMED, "it leaves nothing of its input")
-        crops = any(amount < 0 for pair in amounts[2:] for amount in pair)
-        if crops and form.border:
-            return Refusal(Code.BORDER_BIAS, "it crops an input that differs at the border")
-        kernel = ex.shift("Pad", Geometry(form.channels, form.channels, form.channels, axes))
-        padded = sequence(kernel, None, replace(form, border=()))
-        if isinstance(padded, Refusal):
-            return padded
+            base = form.layout[axis]
+            if pair != (0, 0) and base < 2:
+                return Refusal(Code.BROADCAST, "it pads the batch, the channels or an axis of one")
+            if base >= 2:
+                amounts[base] = pair
         value = None if self.value is None else ex.vector("pad", form.channels, self.value)
         sides = [
             Side(axis, end, amount, value)
@@ -48,8 +37,30 @@ class Pad:
             for end, amount in ((False, pair[0]), (True, pair[1]))
             if amount > 0
         ]
-        padded = replace(padded, constant=form.constant)
-        return bordered(padded, form.border, sides, facts)
+        return _grown(form, amounts[2:], sides, facts)
+
+
+def _grown(
+    form: Form, amounts: Sequence[tuple[int, int]], sides: list[Side], facts: Facts
+) -> Form | Refusal:
+    """``form`` padded by ``amounts`` per spatial axis, ``sides`` standing on the new strips."""
+    axes = tuple(Axis.window(1, begin=begin, end=end) for begin, end in amounts)
+    if any(
+        size is not None and axis.length(size) < 1
+        for axis, size in zip(axes, form.lengths, strict=True)
+    ):
+        return Refusal(Code.MALFORMED, "it leaves nothing of its input")
+    crops = any(amount < 0 for pair in amounts for amount in pair)
+    if crops and form.border:
+        return Refusal(Code.BORDER_BIAS, "it crops an input that differs at the border")
+    kernel = ex.shift("Pad", Geometry(form.channels, form.channels, form.channels, axes))
+    padded = sequence(kernel, None, replace(form, border=()))
+    if isinstance(padded, Refusal):
+        return padded
+    result = bordered(replace(padded, constant=form.constant), form.border, sides, facts)
+    if crops and isinstance(result, Form) and result.border:
+        return Refusal(Code.BORDER_BIAS, "it crops on one side and pads a bias on another")
+    return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,3 +102,38 @@ class Fill:
                 return Refusal(Code.BORDER_BIAS, "it overwrites only part of a padded strip")
         value = ex.vector("fill", form.channels, self.value)
         return bordered(form, tuple(kept), [Side(axis, self.end, self.width, value)], facts)
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """``width`` positions of a constant that varies over tensor axis ``over`` alone, if at all."""
+
+    width: int
+    over: int | None
+    value: Loader
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Constant strips joined to both ends of tensor axis ``axis``: padding by concatenation."""
+
+    axis: int
+    begin: Strip | None
+    end: Strip | None
+
+    def apply(self, forms: Sequence[Form], facts: Facts) -> Form | Refusal:
+        (form,) = forms
+        strips = [(end, s) for end, s in ((False, self.begin), (True, self.end)) if s is not None]
+        axis = form.layout[self.axis] - 2
+        if axis < 0:
+            return Refusal(Code.UNSUPPORTED, "it joins a constant to the channels")
+        if any(s.over is not None and form.layout[s.over] != 1 for _, s in strips):
+            return Refusal(Code.BROADCAST, "the constant it joins varies over positions")
+        amounts = [(0, 0)] * form.rank
+        widths = {end: strip.width for end, strip in strips}
+        amounts[axis] = widths.get(False, 0), widths.get(True, 0)
+        sides = [
+            Side(axis, end, s.width, ex.vector("strip", form.channels, s.value))
+            for end, s in strips
+        ]
+        return _grown(form, amounts, sides, facts)

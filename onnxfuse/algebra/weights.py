@@ -7,6 +7,7 @@ geometry says. This room knows arrays and geometry; it never knows cost or graph
 from __future__ import annotations
 
 from itertools import product
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,3 +110,29 @@ def response(kernel: Array, groups: int, vector: Array) -> Array:
     grouped = sums.reshape(groups, out // groups, per_group)
     summed: Array = np.matmul(grouped, vector.reshape(groups, per_group, 1)).reshape(out)
     return summed
+
+
+def apply(kernel: Array, geometry: Geometry, x: Array) -> Array:
+    """The map of an array ``x`` (1, C, *X), by definition: shape (1, O, *P)."""
+    out_lengths = [axis.length(n) for axis, n in zip(geometry.axes, x.shape[2:], strict=True)]
+    groups, fan_out = geometry.groups, geometry.out_channels // geometry.groups
+    grouped = kernel.reshape(groups, fan_out, -1, *geometry.taps)
+    total = np.zeros((groups, fan_out, *out_lengths))
+    for tap in product(*map(range, geometry.taps)):
+        reads, writes = [], []
+        for axis, t, size, out in zip(geometry.axes, tap, x.shape[2:], out_lengths, strict=True):
+            offset = axis.start + axis.dilation * t
+            first = max(-(offset // axis.stride), 0)
+            stop = min(out, (size - 1 - offset) // axis.stride + 1)
+            count = max(stop - first, 0)
+            begin = offset + axis.stride * first
+            reads.append(slice(begin, begin + axis.stride * (count - 1) + 1, axis.stride))
+            writes.append(slice(first, first + count))
+            if not count:
+                reads[-1] = slice(0, 0)
+        places = [w.stop - w.start for w in writes]
+        seen = x[0][(slice(None), *reads)].reshape(groups, kernel.shape[1], prod(places))
+        at_tap = np.moveaxis(grouped, (0, 1, 2), (-3, -2, -1))[tap]
+        window = (slice(None), slice(None), *writes)
+        total[window] += np.matmul(at_tap, seen).reshape(groups, fan_out, *places)
+    return total.reshape(1, geometry.out_channels, *out_lengths)

@@ -152,6 +152,16 @@ def scatter_nd(attributes: Mapping[str, Any], inputs: Arrays) -> list[Any]:
     return [out]
 
 
+def scatter_elements(attributes: Mapping[str, Any], inputs: Arrays) -> list[Any]:
+    """``data`` with ``updates`` written where ``indices`` say along one axis."""
+    if attributes.get("reduction", "none") != "none":
+        raise ValueError("a reduction is not an assignment")
+    data, indices, updates = inputs
+    out = np.array(data)
+    np.put_along_axis(out, indices, updates, axis=attributes.get("axis", 0))
+    return [out]
+
+
 def divide(attributes: Mapping[str, Any], inputs: Arrays) -> list[Any]:
     """Division; of integers towards zero, as ONNX has it."""
     a, b = np.asarray(inputs[0]), np.asarray(inputs[1])
@@ -184,6 +194,7 @@ LINEAR: dict[str, Callable[[Mapping[str, Any], Arrays], list[Any]]] = {
     "AveragePool": average_pool,
     "Pad": pad,
     "ScatterND": scatter_nd,
+    "ScatterElements": scatter_elements,
     "Add": elementwise(lambda x, y: x + y),
     "Sub": elementwise(lambda x, y: x - y),
     "Mul": elementwise(lambda x, y: x * y),

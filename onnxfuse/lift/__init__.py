@@ -20,14 +20,18 @@ from onnxfuse.lift.arithmetic import (
 from onnxfuse.lift.border import lift_scatter_nd
 from onnxfuse.lift.common import Lifted, View, operand_types_ok
 from onnxfuse.lift.shape import (
+    lift_cast,
     lift_concat,
     lift_dropout,
     lift_identity,
     lift_pad,
     lift_slice,
     lift_split,
+    lift_squeeze,
     lift_transpose,
+    lift_unsqueeze,
 )
+from onnxfuse.lift.strips import lift_scatter_elements
 from onnxfuse.lift.window import lift_average_pool, lift_conv
 from onnxfuse.model.graph import Node
 from onnxfuse.refusal import Code, Refusal
@@ -49,7 +53,11 @@ LIFT: Mapping[str, Callable[[Node, View], Lifted | Refusal | None]] = {
     "Split": lift_split,
     "Concat": lift_concat,
     "ScatterND": lift_scatter_nd,
+    "ScatterElements": lift_scatter_elements,
     "Transpose": lift_transpose,
+    "Cast": lift_cast,
+    "Unsqueeze": lift_unsqueeze,
+    "Squeeze": lift_squeeze,
 }
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxfuse.algebra.laws import Alias, Law, Scale, Sum
+from onnxfuse.algebra.maps import AddMap
 from onnxfuse.algebra.weights import Array
 from onnxfuse.evaluate.linear import EPSILON
 from onnxfuse.lift.common import Lifted, View, unknown_shape
@@ -64,6 +65,9 @@ def lift_sub(node: Node, view: View) -> Lifted | Refusal | None:
 
 
 def _sum_or_shift(node: Node, view: View, signs: tuple[int, int]) -> Lifted | Refusal | None:
+    added = _map(node, view, signs)
+    if added is not None:
+        return added
     found = _constant_side(node, view)
     if found is None:
         return _sum(node, view, signs)
@@ -71,6 +75,23 @@ def _sum_or_shift(node: Node, view: View, signs: tuple[int, int]) -> Lifted | Re
         return found
     x_sign, c_sign = (signs[1], signs[0]) if found.first else signs
     return Lifted.one(node, _shift(node.op_type, found, x_sign, c_sign), found.operand)
+
+
+def _map(node: Node, view: View, signs: tuple[int, int]) -> Lifted | None:
+    """A stored constant that varies in space, added to or subtracted from data."""
+    known = [view.constants.known(name) for name in node.inputs[:2]]
+    if known[0] == known[1] or (known[0] and signs[1] < 0):
+        return None
+    constant, operand = node.inputs[known[1]], node.inputs[known[0]]
+    shape, data = view.constants.shape(constant), view.shape(operand)
+    if shape is None or data is None or len(shape) > len(data) or not view.known(constant):
+        return None
+    full = tuple(int(size or 0) for size in (*[1] * (len(data) - len(shape)), *shape))
+    if sum(size != 1 for size in full) < 2 or full[0] != 1:
+        return None
+    readable = not view.constants.pending(constant)
+    law = AddMap(constant, full, lambda: view.float64(constant), signs[known[1]], readable)
+    return Lifted.one(node, law, operand, fixed=True)
 
 
 def _shift(text: str, found: Constant, x_sign: int, c_sign: int) -> Law:

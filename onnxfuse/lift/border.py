@@ -173,6 +173,25 @@ def _origin(name: str, axis: int, view: View) -> tuple[str, int]:
         name = node.inputs[0]
 
 
+def expanded_constant(name: str, view: View) -> tuple[Node, str, list[int]] | None:
+    """A constant stretched by one Expand, perhaps transposed behind it: the Expand, its operand
+    and which of its axes each axis of ``name`` is (empty: the same).
+    """
+    order: list[int] = []
+    while True:
+        node = view.graph.producer.get(name)
+        if node is None or node.op_type not in ("Identity", "Transpose", "Expand"):
+            return None
+        if node.op_type == "Expand":
+            return (node, node.inputs[0], order) if view.known(node.inputs[0]) else None
+        if node.op_type == "Transpose":
+            permutation = node.attributes.get("perm")
+            if permutation is None:
+                return None
+            order = [permutation[axis] for axis in order] if order else list(permutation)
+        name = node.inputs[0]
+
+
 def _expanded(name: str, rank: int, view: View) -> tuple[int | None, str] | None:
     """A constant stretched by Expand: the one axis it varies over, and its name."""
     order = list(range(rank))

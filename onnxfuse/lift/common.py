@@ -34,6 +34,16 @@ class View:
             constants.at_hand(name) or constants.value(name) is not None
         )
 
+    def expanded(self, node: Node) -> Shape | None:
+        """What is certain of the shape of an Expand, its computed sizes included."""
+        shape, sizes = self.constants.shape(node.inputs[0]), self.constants.partial(node.inputs[1])
+        if shape is None or sizes is None:
+            return None
+        rank = max(len(shape), sizes.size)
+        data = (*[1] * (rank - len(shape)), *shape)
+        wanted = (*[1] * (rank - sizes.size), *sizes.reshape(-1))
+        return tuple(size if have == 1 else have for have, size in zip(data, wanted, strict=True))
+
     def ints(self, node: Node, position: int) -> list[int] | None:
         """The integers of a constant input; ``None`` where it is absent or not constant."""
         value = self.constants.value(node.input(position)) if node.input(position) else None

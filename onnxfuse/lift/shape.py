@@ -1,4 +1,4 @@
-"""Identity, Dropout, Pad, Slice, Split, Concat, Transpose: taps of weight one.
+"""Identity, Pad, Slice, Split, Concat and what only moves axes: taps of weight one.
 
 Pad    a = −begin, zeros outside          Slice  a = +start, a step is a stride
 Split  a selection of channels            Concat channels one behind the other
@@ -10,10 +10,20 @@ import numpy as np
 
 from onnxfuse.algebra import expression as ex
 from onnxfuse.algebra.geometry import Axis, Geometry
-from onnxfuse.algebra.laws import Alias, Concat, Convolve, Law, Permute, Select
+from onnxfuse.algebra.laws import (
+    Alias,
+    Concat,
+    Convolve,
+    Law,
+    Permute,
+    Select,
+    Squeeze,
+    Unsqueeze,
+)
 from onnxfuse.algebra.padding import Pad
 from onnxfuse.evaluate.tensor import slice_of, split_sizes
 from onnxfuse.lift.common import Lifted, View, unknown_shape
+from onnxfuse.lift.strips import lift_frame
 from onnxfuse.model.graph import Node
 from onnxfuse.model.shapes import Shape
 from onnxfuse.refusal import Code, Refusal
@@ -182,16 +192,56 @@ def lift_split(node: Node, view: View) -> Lifted | Refusal | None:
 
 
 def lift_concat(node: Node, view: View) -> Lifted | Refusal | None:
-    if any(view.known(name) for name in node.inputs):
-        return Refusal(Code.UNSUPPORTED, "it joins a constant to data")
     shapes = [view.shape(name) for name in node.inputs]
+    rank = next((len(shape) for shape in shapes if shape is not None), 0)
+    if not rank:
+        return unknown_shape(node.inputs[0])
+    axis = node.attributes.get("axis", 0) % rank
+    framed = lift_frame(node, view, axis)
+    if framed is not None:
+        return framed
     for name, shape in zip(node.inputs, shapes, strict=True):
         if shape is None:
             return unknown_shape(name)
-    rank = len(shapes[0] or ())
     if len(node.inputs) == 1:
         return Lifted.one(node, Alias(), node.inputs[0])
-    return Lifted.one(node, Concat(node.attributes.get("axis", 0) % rank), *node.inputs)
+    return Lifted.one(node, Concat(axis), *node.inputs)
+
+
+def lift_cast(node: Node, view: View) -> Lifted | Refusal | None:
+    """A Cast to the type that its input has."""
+    same = view.shapes.type_of(node.inputs[0]) == view.shapes.type_of(node.outputs[0])
+    return Lifted.one(node, Alias(), node.inputs[0]) if same else None
+
+
+def lift_unsqueeze(node: Node, view: View) -> Lifted | Refusal | None:
+    shape, axes = view.shape(node.inputs[0]), _axes(node, view)
+    if shape is None:
+        return unknown_shape(node.inputs[0])
+    if axes is None:
+        return view.dynamic(node.input(1), "its axes")
+    rank = len(shape) + len(axes)
+    places = tuple(sorted(axis % rank for axis in axes))
+    if len(set(places)) != len(places):
+        return Refusal(Code.MALFORMED, "it names an axis twice")
+    return Lifted.one(node, Unsqueeze(places), node.inputs[0])
+
+
+def lift_squeeze(node: Node, view: View) -> Lifted | Refusal | None:
+    shape, axes = view.shape(node.inputs[0]), _axes(node, view)
+    if shape is None:
+        return unknown_shape(node.inputs[0])
+    if axes is None:
+        if node.input(1) or None in shape:
+            return Refusal(Code.UNKNOWN_SHAPE, "which axes it squeezes depends on the size")
+        axes = [axis for axis, size in enumerate(shape) if size == 1]
+    places = tuple(sorted({axis % len(shape) for axis in axes}))
+    return Lifted.one(node, Squeeze(places), node.inputs[0])
+
+
+def _axes(node: Node, view: View) -> list[int] | None:
+    given: list[int] | None = node.attributes.get("axes")
+    return view.ints(node, 1) if given is None else given
 
 
 def lift_transpose(node: Node, view: View) -> Lifted | Refusal | None:

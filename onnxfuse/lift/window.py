@@ -11,6 +11,8 @@ from math import prod
 import numpy as np
 
 from onnxfuse.algebra import expression as ex
+from onnxfuse.algebra.commuting import Pool
+from onnxfuse.algebra.form import Outer
 from onnxfuse.algebra.geometry import Axis, Geometry, Lengths
 from onnxfuse.algebra.laws import Convolve
 from onnxfuse.lift.common import Lifted, View, unknown_shape
@@ -59,13 +61,6 @@ def lift_average_pool(node: Node, view: View) -> Lifted | Refusal | None:
             Code.UNSUPPORTED,
             "auto_pad with a window smaller than its stride: runtimes disagree on what that means",
         )
-    padded = any(axis.pads != (0, 0) for axis in axes)
-    if padded and not node.attributes.get("count_include_pad", 0):
-        return Refusal(
-            Code.EXCLUDE_PAD,
-            "it leaves padding out of its average (count_include_pad=0), which no convolution "
-            "does at the border",
-        )
     if node.attributes.get("ceil_mode", 0) and not _exact_fit(axes, shape[2:]):
         return Refusal(Code.CEIL_MODE, "ceil_mode may let its last window overhang the input")
     channels = shape[1]
@@ -74,8 +69,21 @@ def lift_average_pool(node: Node, view: View) -> Lifted | Refusal | None:
     k = ex.leaf(
         f"AvgPool{name}", geometry, lambda: np.full(geometry.kernel_shape, 1 / prod(kernel))
     )
+    padded = any(axis.moves or axis.pads != (0, 0) for axis in axes)
+    if padded and not node.attributes.get("count_include_pad", 0):
+        if not all(_meets_pixels(axis) for axis in axes):
+            return Refusal(Code.EXCLUDE_PAD, "some of its windows may hold padding alone")
+        pool = Pool(Outer(node.op_type, axes, node.attributes), k)
+        return Lifted.one(node, pool, node.inputs[0])
     ceil = bool(node.attributes.get("ceil_mode", 0))
     return Lifted.one(node, Convolve(k), node.inputs[0], fixed=ceil)
+
+
+def _meets_pixels(axis: Axis) -> bool:
+    """Whether every window holds a real pixel, at any length; SAME pads never fill a window."""
+    if axis.dilation > 1 and axis.taps > 1:
+        return False
+    return bool(axis.moves) or max(axis.pads) < axis.taps
 
 
 def _exact_fit(axes: tuple[Axis, ...], lengths: Lengths) -> bool:
@@ -103,30 +111,11 @@ def _axes(node: Node, view: View, kernel: list[int]) -> tuple[Axis, ...] | Refus
         return Refusal(Code.MALFORMED, "its kernel does not fit the rank of its input")
     axes = []
     for i, (k, s, d, x) in enumerate(zip(kernel, strides, dilations, lengths, strict=True)):
-        begin, end = pads[i], pads[i + rank]
-        if mode == "VALID":
-            begin = end = 0
-        elif mode in ("SAME_UPPER", "SAME_LOWER"):
-            total = same_padding(d * (k - 1) + 1, s, x)
-            if total is None:
-                return Refusal(
-                    Code.PARITY,
-                    f"auto_pad={mode} at stride {s} pads by the size of the input, which is "
-                    "dynamic; export with fixed sizes",
-                )
-            begin = total // 2 if mode == "SAME_UPPER" else total - total // 2
-            end = total - begin
-        elif mode not in ("NOTSET", ""):
+        begin, end = (0, 0) if mode == "VALID" else (pads[i], pads[i + rank])
+        if mode in ("SAME_UPPER", "SAME_LOWER"):
+            axes.append(Axis.same_window(k, s, d, x, upper=mode == "SAME_UPPER"))
+        elif mode in ("NOTSET", "", "VALID"):
+            axes.append(Axis.window(k, stride=s, dilation=d, begin=begin, end=end))
+        else:
             return Refusal(Code.UNSUPPORTED, f"auto_pad={mode} is unknown")
-        axes.append(Axis.window(k, stride=s, dilation=d, begin=begin, end=end))
     return tuple(axes)
-
-
-def same_padding(extent: int, stride: int, x: int | None) -> int | None:
-    """The total padding of TensorFlow's SAME, ``None`` where it depends on an unknown size.
-
-    It depends on ``X mod stride`` alone: ``max(extent − (X mod stride or stride), 0)``.
-    """
-    residues = range(stride) if x is None else (x % stride,)
-    totals = {max(extent - (residue or stride), 0) for residue in residues}
-    return totals.pop() if len(totals) == 1 else None

@@ -7,7 +7,7 @@ Dropout are not in that table's reach. Sizes are bounded before anything is comp
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from onnxfuse.evaluate import OPERATORS, evaluate
 from onnxfuse.evaluate.tensor import MAX_ELEMENTS
 from onnxfuse.model import tensors
 from onnxfuse.model.graph import Graph, Node
+from onnxfuse.model.partial import integers
 from onnxfuse.model.shapes import Shape, Shapes, infer
 
 _CONSTANT_VALUES = {
@@ -92,11 +93,39 @@ class Constants:
             return self._literal(node) is not None, []
         if node.op_type in ("Shape", "Size"):
             return True, [] if self._static(node) is not None else [node.inputs[0]]
+        if node.op_type in ("Gather", "Slice") and self._sizes(node) is not None:
+            return True, []
         if node.op_type not in OPERATORS or node.op_type == "Dropout":
             return False, []
         if node.outputs[0] != name:
             return False, []
         return True, [need for need in node.inputs if need]
+
+    def _sizes(self, node: Node) -> Any:
+        """The sizes that a Gather or Slice takes from a shape that is certain there."""
+        source = self._graph.producer.get(node.inputs[0])
+        if source is None or source.op_type != "Shape" or not source.standard:
+            return None
+        if not all(self.known(name) for name in node.inputs[1:] if name):
+            return None
+        found = integers(
+            node.outputs[0], self._graph, self._operand(node), self._shapes.certain.get
+        )
+        if found is None or any(entry is None for entry in found.reshape(-1)):
+            return None
+        return found.astype(np.int64)
+
+    def _operand(self, node: Node) -> Callable[[str], Any]:
+        """The constants among the operands of a node, and no others."""
+        return lambda name: self.value(name) if name in node.inputs[1:] else None
+
+    def partial(self, name: str) -> Any:
+        """Integers known in part: an object array with ``None`` where an entry is open."""
+        return integers(name, self._graph, self.value, self._shapes.certain.get)
+
+    def pending(self, name: str) -> bool:
+        """Whether a constant was made by earlier fusing and is computed only when written."""
+        return name in self._pending
 
     def _static(self, node: Node) -> Any:
         """The value of a Shape or Size whose input has a certain shape."""
@@ -181,6 +210,8 @@ class Constants:
             return self._literal(node)
         if node is not None and node.op_type in ("Shape", "Size"):
             return self._static(node)
+        if node is not None and node.op_type in ("Gather", "Slice") and node.standard:
+            return self._sizes(node)
         return None
 
     def _compute(self, node: Node) -> Any:

@@ -80,9 +80,9 @@ def splice(
     inserted = {}
     for replacement in replacements:
         protos = build(list(replacement.nodes))
-        text = (
-            f"{version}: {replacement.region.cover.form.text}" if replacement.region.cover else ""
-        )
+        form = replacement.region.cover.form if replacement.region.cover else None
+        text = f"{version}: {form.text}" if form else ""
+        text += " (approximate at the border)" if form and form.interior_only else ""
         entry = protos[-1].metadata_props.add()
         entry.key, entry.value = PROVENANCE, text
         inserted[replacement.region.root.node.index] = protos
@@ -91,7 +91,10 @@ def splice(
     gone = {
         name for index in dead for name in graph.nodes[index].outputs if name and name not in roots
     }
-    unused = unused_initializers(graph, dead)
+    read = {
+        name for replacement in replacements for new in replacement.nodes for name in new.inputs
+    }
+    unused = unused_initializers(graph, dead) - read
     for replacement in replacements:
         data_type = shapes.type_of(replacement.root)
         model.graph.initializer.extend(constants(replacement, data_type, dry=dry))
@@ -155,3 +158,15 @@ def _drop(field: Iterable[object], unwanted: Callable[..., bool]) -> None:
     for index in range(len(entries) - 1, -1, -1):
         if unwanted(entries[index]):
             del field[index]  # type: ignore[attr-defined]  # protobuf fields delete by index
+
+
+def noted(model: onnx.ModelProto, text: str) -> onnx.ModelProto:
+    """A copy of ``model`` whose metadata says ``text`` under `PROVENANCE`."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    entry = next((e for e in copy.metadata_props if e.key == PROVENANCE), None)
+    if entry is None:
+        entry = copy.metadata_props.add()
+        entry.key = PROVENANCE
+    entry.value = text
+    return copy

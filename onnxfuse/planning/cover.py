@@ -8,183 +8,54 @@ computed alike are stacked into one convolution.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
-from math import prod
-from typing import Literal
 
 from onnxfuse.algebra import expression as ex
 from onnxfuse.algebra import geometry as geo
-from onnxfuse.algebra.form import Facts, Form, Term
+from onnxfuse.algebra.form import Form, Term
 from onnxfuse.algebra.geometry import Geometry
-from onnxfuse.planning import cost
 from onnxfuse.planning.cost import Cost
+from onnxfuse.planning.known import with_known
+from onnxfuse.planning.pricing import Pricing
 from onnxfuse.planning.problem import Problem
-
-Affine = Literal["Conv", "BatchNormalization", "Mul"]
-
-
-@dataclass(frozen=True, slots=True)
-class Cover:
-    """The operators that compute a form: ``whole`` terms are summed, ``tiles`` concatenated.
-
-    ``affine`` says which operator a per-channel map becomes.
-    """
-
-    form: Form
-    whole: tuple[Term, ...]
-    tiles: tuple[Term, ...]
-    affine: Affine
-    cost: Cost
-
-    @property
-    def terms(self) -> tuple[Term, ...]:
-        return self.whole + self.tiles
-
-
-def is_convolution(term: Term, affine: Affine) -> bool:
-    """Whether a term becomes a Conv: it is neither bare nor a per-channel affine."""
-    if term.bare:
-        return False
-    whole = term.ins == (0, term.source.channels)
-    return affine == "Conv" or not (term.kernel.geometry.per_channel and whole)
-
-
-def is_carrier(term: Term, affine: Affine) -> bool:
-    """Whether the operator of a term has a bias that can take a constant."""
-    return is_convolution(term, affine) or (affine == "BatchNormalization" and not term.bare)
-
-
-def needs_constant(form: Form, facts: Facts, run: tuple[int, int] | None = None) -> bool:
-    """Whether a run of the constant (all of it by default) must be written.
-
-    A constant that only a kernel could tell to be zero is written without asking.
-    """
-    if form.constant is None:
-        return False
-    start, stop = run or (0, form.channels)
-    values = None if form.constant.heavy else facts.value(form.constant, form.channels)
-    return values is None or bool(values[start:stop].any())
-
-
-def carries_constant(found: Cover, facts: Facts) -> bool:
-    """Whether the operators of a cover can take the form's constant between them."""
-    if any(is_carrier(term, found.affine) for term in found.whole):
-        return True
-    carriers = {t.outs for t in found.tiles if is_carrier(t, found.affine)}
-    runs = {term.outs for term in found.tiles}
-    return bool(runs) and all(
-        run in carriers or not needs_constant(found.form, facts, run) for run in runs
-    )
-
-
-def operators(cover: Cover, facts: Facts) -> list[str]:
-    """The operators that a cover is written with."""
-    found: list[str] = []
-    for term in cover.terms:
-        if is_convolution(term, cover.affine):
-            found += ["Slice"] * (term.ins != (0, term.source.channels)) + ["Conv"]
-        elif not term.bare:
-            found.append(cover.affine)
-    runs = len({term.outs for term in cover.tiles})
-    found += ["Add"] * (len(cover.tiles) - runs) + ["Concat"] * (runs > 1)
-    found += ["Add"] * (len(cover.whole) + bool(cover.tiles) - 1)
-    if needs_constant(cover.form, facts) and not carries_constant(cover, facts):
-        found.append("Add")
-    if not cover.form.in_base_layout:
-        found.append("Transpose")
-    return found or ["Identity"]
+from onnxfuse.planning.written import Affine, Cover, is_convolution
 
 
 def cover(form: Form, problem: Problem, affine: Affine, budget: Cost) -> Cover | None:
     """The cheapest cover found, or ``None`` where none can be written in the graph."""
-    if form.border or not form.terms:
+    if form.border or not form.data:
         return None
-    pricing = _Pricing(problem, affine)
-    whole = [t for t in form.terms if t.outs == (0, form.channels)]
-    parts = [t for t in form.terms if t.outs != (0, form.channels)]
+    pricing = Pricing(problem, affine)
+    whole = [t for t in form.data if t.outs == (0, form.channels)]
+    parts = [t for t in form.data if t.outs != (0, form.channels)]
     tiles = _tiles(parts, form, pricing, budget)
     if tiles is None:
         return None
     whole += [t for t in tiles if t.outs == (0, form.channels)]
     tiles = [t for t in tiles if t.outs != (0, form.channels)]
     whole = _merged(whole, pricing, budget)
-    if any(
-        term.kernel.geometry.axes == () for term in (*whole, *tiles) if is_convolution(term, affine)
-    ):
+    if not all(_can_be_written(t) for t in (*whole, *tiles) if is_convolution(t, affine)):
         return None
     found = Cover(form, tuple(whole), tuple(tiles), affine, Cost())
-    return replace(found, cost=pricing.cover(found))
+    found = replace(found, cost=pricing.cover(found))
+    if form.known:
+        return with_known(found, pricing, budget, lambda terms: _merged(terms, pricing, budget))
+    return found
 
 
-class _Pricing:
-    """Costs of terms and covers in one problem."""
-
-    def __init__(self, problem: Problem, affine: Affine) -> None:
-        self.problem = problem
-        self.affine = affine
-
-    def term(self, term: Term) -> Cost:
-        """One term as an operator (a bare source costs nothing by itself)."""
-        if term.bare:
-            return Cost()
-        source = term.source
-        itemsize = self.problem.itemsize(source.name)
-        lengths, batch = self.problem.lengths(source), self.problem.batch(source.name)
-        if not is_convolution(term, self.affine):
-            count = batch * source.channels * prod(lengths)
-            return cost.passes(count, count, itemsize=itemsize)
-        geometry = geo.materialise(term.kernel.geometry, source.lengths)
-        price = cost.convolution(geometry, lengths, batch, itemsize)
-        if term.ins != (0, source.channels):
-            count = batch * (term.ins[1] - term.ins[0]) * prod(lengths)
-            price += cost.passes(count, count, itemsize=itemsize)
-        return price
-
-    def addition(self, form: Form, channels: int | None = None) -> Cost:
-        """One Add of two tensors of the form's shape."""
-        count = self._elements(form, channels or form.channels)
-        return cost.passes(count, count, count, itemsize=self._itemsize(form))
-
-    def _itemsize(self, form: Form) -> int:
-        return self.problem.itemsize(form.terms[0].source.name)
-
-    def _elements(self, form: Form, channels: int) -> int:
-        term = form.terms[0]
-        lengths = term.kernel.geometry.lengths(self.problem.lengths(term.source))
-        return (
-            self.problem.batch(term.source.name) * channels * prod(max(n or 0, 1) for n in lengths)
-        )
-
-    def cover(self, found: Cover) -> Cost:
-        form = found.form
-        total = sum((self.term(t) for t in found.terms), Cost())
-        summands = len(found.whole) + bool(found.tiles)
-        for _ in range(summands - 1):
-            total += self.addition(form)
-        count = self._elements(form, form.channels)
-        one_pass = cost.passes(count, count, itemsize=self._itemsize(form))
-        if len(found.tiles) > 1:
-            total += one_pass
-            by_run: dict[tuple[int, int], int] = {}
-            for tile in found.tiles:
-                by_run[tile.outs] = by_run.get(tile.outs, -1) + 1
-            for run, extra in by_run.items():
-                for _ in range(extra):
-                    total += self.addition(form, run[1] - run[0])
-        if needs_constant(form, self.problem.facts) and not carries_constant(
-            found, self.problem.facts
-        ):
-            total += one_pass
-        return total if form.in_base_layout else total + one_pass
+def _can_be_written(term: Term) -> bool:
+    """Whether a runtime has a convolution of this geometry."""
+    geometry, lengths = term.kernel.geometry, term.source.lengths
+    return geometry.axes != () and geo.writable(geo.materialise(geometry, lengths), lengths)
 
 
-def _merged(terms: Sequence[Term], pricing: _Pricing, budget: Cost) -> list[Term]:
-    """Terms over equal channels and strides, merged while that is cheaper."""
+def _merged(terms: Sequence[Term], pricing: Pricing, budget: Cost) -> list[Term]:
+    """Terms of one family over equal channels, merged while that is cheaper."""
     groups: dict[object, list[Term]] = {}
     for term in terms:
-        strides = tuple(axis.stride for axis in term.kernel.geometry.axes)
-        groups.setdefault((term.source.name, term.ins, term.outs, strides), []).append(term)
+        key = term.source.name, term.ins, term.outs, term.kernel.geometry.family
+        groups.setdefault(key, []).append(term)
     merged: list[Term] = []
     for group in groups.values():
         merged += _pairwise(_absorb(group), pricing, budget)
@@ -216,7 +87,7 @@ def _fits(hull: Term, part: Term) -> bool:
     )
 
 
-def _pairwise(terms: list[Term], pricing: _Pricing, budget: Cost) -> list[Term]:
+def _pairwise(terms: list[Term], pricing: Pricing, budget: Cost) -> list[Term]:
     """Merge the pair that saves most, while some pair saves and the counts allow it."""
     if len(terms) > 16:
         return terms
@@ -251,7 +122,7 @@ def _union(left: Term, right: Term) -> Term:
     return replace(left, kernel=ex.add(hull, [left.kernel, right.kernel]))
 
 
-def _tiles(parts: Sequence[Term], form: Form, pricing: _Pricing, budget: Cost) -> list[Term] | None:
+def _tiles(parts: Sequence[Term], form: Form, pricing: Pricing, budget: Cost) -> list[Term] | None:
     """Terms of partial channels as runs that follow each other, stacked where computed alike.
 
     ``None`` where they overlap or leave a gap: such a sum is not written in the graph.
@@ -302,15 +173,3 @@ def _stack(above: list[Term], below: list[Term]) -> Term | None:
     else:
         kernel = ex.stack(result, [a.kernel, b.kernel])
     return replace(a, kernel=kernel)
-
-
-__all__ = [
-    "Affine",
-    "Cover",
-    "carries_constant",
-    "cover",
-    "is_carrier",
-    "is_convolution",
-    "needs_constant",
-    "operators",
-]

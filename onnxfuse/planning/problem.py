@@ -10,8 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
+from onnxfuse.algebra.commuting import Pool
 from onnxfuse.algebra.form import Facts, Form, Source
+from onnxfuse.algebra.geometry import Axis, Geometry
 from onnxfuse.algebra.laws import Convolve, Law
+from onnxfuse.algebra.maps import AddMap
 from onnxfuse.lift import Lifted, View, lift
 from onnxfuse.lift.activations import activation_nodes
 from onnxfuse.model.graph import Node
@@ -20,8 +23,11 @@ from onnxfuse.planning import cost
 from onnxfuse.planning.cost import Cost
 from onnxfuse.refusal import Code, Refusal
 
-FREE = {"Identity", "Dropout"}
-"""Operators that runtimes remove themselves; alone they are no reason to change a file."""
+FREE = {"Identity", "Dropout", "Cast", "Squeeze", "Unsqueeze"}
+"""Operators that runtimes remove or that move no data; alone they are no reason to change a file.
+
+A Cast is lifted only where it changes nothing.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +48,12 @@ class Problem:
     """Steps by tensor, sources, facts and costs of one model."""
 
     def __init__(
-        self, view: View, admitted: Callable[[str], bool], pinned: frozenset[str] = frozenset()
+        self,
+        view: View,
+        admitted: Callable[[str], bool],
+        pinned: frozenset[str] = frozenset(),
+        *,
+        interior_only: bool = False,
     ) -> None:
         self.view = view
         self.steps: dict[str, Step] = {}
@@ -54,7 +65,7 @@ class Problem:
         self.required = pinned | {
             tensor for tensor in self.steps if self._read_outside(tensor, auxiliary)
         }
-        self.facts = Facts(self._roundoff())
+        self.facts = Facts(self._roundoff(), interior_only=interior_only)
         self.kernel_users = self._kernel_users()
 
     def _lift_all(self, admitted: Callable[[str], bool]) -> None:
@@ -186,17 +197,28 @@ class Problem:
         node = step.node
         if node.op_type in FREE:
             return Cost()
-        if isinstance(step.law, Convolve) and node.op_type in ("Conv", "AveragePool"):
+        window = _window(step.law)
+        if window is not None and node.op_type in ("Conv", "AveragePool"):
             source = self.source(step.lifted.operands[0])
             if source is not None:
+                axes, kernel = window
                 return cost.convolution(
-                    step.law.kernel.geometry,
+                    kernel or Geometry(source.channels, source.channels, source.channels, axes),
                     self.lengths(source),
                     self.batch(source.name),
                     self.itemsize(step.tensor),
                     pool=node.op_type == "AveragePool",
                 )
         reads = [self.elements(name) for name in step.lifted.operands]
+        if isinstance(step.law, AddMap):
+            reads.append(prod(step.law.shape))
         if node.op_type in ("Slice", "Split"):  # only what is selected is read
             reads = [self.elements(step.tensor)]
         return cost.passes(*reads, self.elements(step.tensor), itemsize=self.itemsize(step.tensor))
+
+
+def _window(law: Law) -> tuple[tuple[Axis, ...], Geometry | None] | None:
+    """The axes of an operator with a window, and its geometry where it is a convolution."""
+    if isinstance(law, Convolve):
+        return law.kernel.geometry.axes, law.kernel.geometry
+    return (law.outer.axes, None) if isinstance(law, Pool) else None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from onnxfuse.algebra.laws import Convolve, Sum
+from onnxfuse.algebra.laws import PARITY, Convolve, Sum
 from onnxfuse.planning.problem import Problem, Step
 from onnxfuse.planning.region import Region, expand, old_counts
+from onnxfuse.planning.written import Cover
 from onnxfuse.refusal import Code, Refusal
 
 REACH = 64
@@ -57,15 +58,19 @@ def _joint(region: Region, problem: Problem) -> list[Refusal]:
         return list(merged.obstacles)
     reason = _price(merged.interior[0].node.label, merged, problem)
     if reason is None and merged.cover is not None:
-        starts = [
-            (term.source.name, term.outs, tuple(axis.stride for axis in term.kernel.geometry.axes))
-            for term in merged.cover.terms
-            if not term.bare
-        ]
-        if len(starts) != len(set(starts)):
-            text = "one kernel that holds all its branches would have more MACs or parameters"
-            reason = Refusal(Code.COST, text, region.root.node.label)
-    return [] if reason is None else [reason]
+        reason = _apart(merged.cover)
+    return [] if reason is None else [reason.at(region.root.node.label)]
+
+
+def _apart(cover: Cover) -> Refusal | None:
+    """Why several maps of one tensor were not written as one."""
+    terms = [term for term in cover.terms if not term.bare]
+    families = [(t.source.name, t.outs, t.kernel.geometry.family) for t in terms]
+    if len(families) != len(set(families)):
+        text = "one kernel that holds all its branches would have more MACs or parameters"
+        return Refusal(Code.COST, text)
+    strides = [(name, outs, tuple(s for s, _ in family)) for name, outs, family in families]
+    return Refusal(Code.PARITY, PARITY) if len(strides) != len(set(strides)) else None
 
 
 def _price(first: str, merged: Region, problem: Problem) -> Refusal | None:
@@ -79,6 +84,10 @@ def _price(first: str, merged: Region, problem: Problem) -> Refusal | None:
         code = Code.SHARED_KERNEL if old.parameters == 0 else Code.COST
         text = f"{into} would take kernel parameters from {old.parameters:,} to {new.parameters:,}"
         return Refusal(code, text, label)
+    nodes = len({step.node.index for step in merged.interior})
+    if merged.operators > nodes:
+        text = f"{into} would take {merged.operators} nodes where {nodes} stand now"
+        return Refusal(Code.COST, text, label)
     if new.time > old.time:
         return Refusal(Code.COST, f"{into} is estimated to be slower", label)
     return None

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from onnxfuse.algebra.form import Form
+from onnxfuse.algebra.commuting import applied
+from onnxfuse.algebra.form import Form, Source, Term, interior
 from onnxfuse.algebra.geometry import Geometry
 from onnxfuse.algebra.laws import Convolve
 from onnxfuse.planning.cost import Cost
-from onnxfuse.planning.cover import Affine, Cover, cover, operators
+from onnxfuse.planning.cover import cover
 from onnxfuse.planning.problem import Problem, Step
+from onnxfuse.planning.written import Affine, Cover, operators
 from onnxfuse.refusal import Code, Refusal
 
 MAX_TENSORS = 4096
@@ -44,9 +46,16 @@ class Region:
         return self.cover is not None
 
     @property
-    def key(self) -> tuple[int, int, int]:
-        """What the search compares: broken policy, estimated time, nodes changed."""
-        return self.excess, self.cost.time, len(self.interior) if self.replaced else 0
+    def constants(self) -> dict[str, Source]:
+        """The stored constants that vary in space and that the form reads."""
+        terms = self.cover.form.known if self.cover is not None else ()
+        return {t.source.name: t.source for t in terms if t.source.load is not None}
+
+    @property
+    def key(self) -> tuple[int, int, int, int]:
+        """What the search compares: broken policy, estimated time, nodes, nodes changed."""
+        changed = len(self.interior) if self.replaced else 0
+        return self.excess, self.cost.time, self.operators, changed
 
 
 def keep(
@@ -70,10 +79,10 @@ def expand(root: Step, is_cut: Callable[[str], bool], problem: Problem) -> Regio
     form = walk.run()
     if form is None:
         return keep(root, problem, walk.obstacles, tuple(inside))
-    interior, sources = walk.used()
-    if len({step.node.index for step in interior}) == 1:
+    steps, sources = walk.used()
+    if len({step.node.index for step in steps}) == 1:
         return keep(root, problem, walk.obstacles, tuple(inside))
-    if _beyond_proof(interior, sources, problem):
+    if _beyond_proof(steps, sources, problem):
         walk.obstacles.append(
             Refusal(
                 Code.SIZE,
@@ -82,17 +91,20 @@ def expand(root: Step, is_cut: Callable[[str], bool], problem: Problem) -> Regio
             )
         )
         return keep(root, problem, walk.obstacles, tuple(inside))
-    budget = old_counts(interior, problem)
-    found = cover(form, problem, _affine(interior), budget)
+    if form.interior_only and not _has_interior(form):
+        walk.obstacles.append(Refusal(Code.BORDER_BIAS, "it has no interior", root.node.label))
+        return keep(root, problem, walk.obstacles, tuple(inside))
+    budget = old_counts(steps, problem)
+    found = cover(form, problem, _affine(steps), budget)
     if found is None or root.tensor in form.sources:
         return keep(root, problem, walk.obstacles, tuple(inside))
     excess = max(found.cost.macs - budget.macs, 0)
     excess += max(found.cost.parameters - budget.parameters, 0)
     count = len(operators(found, problem.facts))
-    excess += max(count - len({step.node.index for step in interior}), 0)
+    excess += max(count - len({step.node.index for step in steps}), 0)
     return Region(
         root,
-        interior,
+        steps,
         sources,
         found,
         found.cost,
@@ -100,6 +112,16 @@ def expand(root: Step, is_cut: Callable[[str], bool], problem: Problem) -> Regio
         count,
         tuple(walk.obstacles),
         tuple(inside),
+    )
+
+
+def _has_interior(region_form: Form) -> bool:
+    """Whether some position sees no border, as far as sizes are known."""
+    known = {name: source.lengths for name, source in region_form.sources.items()}
+    inside = interior(region_form, known)
+    return all(
+        axis or any(lengths[i] is None for lengths in known.values())
+        for i, axis in enumerate(inside)
     )
 
 
@@ -212,7 +234,7 @@ class _Forward:
             ]
             if any(operand is None for operand in operands):
                 continue
-            result = step.law.apply([o for o in operands if o is not None], self.problem.facts)
+            result = applied(step.law, [o for o in operands if o is not None], self.problem.facts)
             if isinstance(result, Form):
                 self.through[step.tensor] = tuple(name for name in inner if name in choice)
                 return result
@@ -223,7 +245,7 @@ class _Forward:
     def _too_large(self, step: Step, form: Form) -> bool:
         """Whether the form's work outgrew that of the nodes it stands for."""
         positions = self.problem.elements(step.tensor) // max(form.channels, 1)
-        effort = sum(t.kernel.geometry.parameters for t in form.terms) * positions
+        effort = sum(_kernel_size(term) for term in form.terms) * positions
         own = self.problem.original_cost(step)
         made_of = own.macs or own.time // 10
         made_of += sum(self.effort.get(name, 0) for name in step.lifted.operands)
@@ -246,6 +268,13 @@ class _Forward:
                     stack.append(operand)
         interior = tuple(step for name, step in self.inside.items() if name in seen)
         return interior, tuple(sources)
+
+
+def _kernel_size(term: Term) -> int:
+    """The kernel elements of a term; one that only moves or rescales channels counts nothing."""
+    geometry = term.kernel.geometry
+    moves = geometry.depthwise and set(geometry.taps) <= {1}
+    return 0 if moves else geometry.parameters
 
 
 def labels(interior: Sequence[Step]) -> tuple[str, ...]:

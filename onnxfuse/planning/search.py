@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from onnxfuse.algebra.laws import Concat, Sum
+from onnxfuse.algebra.laws import Concat, Permute, Sum
 from onnxfuse.planning.cost import Cost
 from onnxfuse.planning.problem import Problem
 from onnxfuse.planning.region import (
@@ -33,7 +33,7 @@ MAX_ORIGINS = 8
 MAX_AFFECTED = 256
 """A cut that more regions than this read is not toggled."""
 
-Key = tuple[int, int, int]
+Key = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +169,10 @@ def _by_position(state: State) -> list[str]:
 
 
 def _first_cuts(problem: Problem) -> set[str]:
-    """Required tensors; sums of maps that have no source in common, and what they sum."""
+    """Required tensors; sums of maps that have no source in common, and what they sum.
+
+    So is a transposed source, which stands better by itself than in the way.
+    """
     cuts = set(problem.required)
     origins: dict[str, frozenset[str]] = {}
     for name, step in sorted(problem.steps.items(), key=lambda item: item[1].position):
@@ -181,6 +184,8 @@ def _first_cuts(problem: Problem) -> set[str]:
         apart = len(operands) > 1 and sum(map(len, operands)) == len(joined)
         if (isinstance(step.law, Sum | Concat) and apart) or len(joined) > MAX_ORIGINS:
             cuts.update((name, *step.lifted.operands))
+        if isinstance(step.law, Permute) and joined == {step.lifted.operands[0]}:
+            cuts.add(name)
         origins[name] = joined
     return cuts
 
@@ -242,13 +247,13 @@ def _gain(state: State, move: Move) -> Key | None:
     after = _total(state.regions.get(tensor) for tensor in undo.before)
     state.restore(undo)
     before = _total(undo.before.values())
-    gain = after[0] - before[0], after[1] - before[1], after[2] - before[2]
-    return gain if gain < (0, 0, 0) else None
+    gain = tuple(new - old for new, old in zip(after, before, strict=True))
+    return gain if gain < (0, 0, 0, 0) else None
 
 
 def _total(regions: Iterable[Region | None]) -> Key:
     keys = [region.key for region in regions if region is not None]
-    return sum(k[0] for k in keys), sum(k[1] for k in keys), sum(k[2] for k in keys)
+    return tuple(map(sum, zip(*keys, strict=True))) if keys else (0, 0, 0, 0)
 
 
 def _enforce_policy(state: State) -> bool:

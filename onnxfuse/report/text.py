@@ -135,6 +135,15 @@ def _show_proof(report: Report, console: Console) -> None:
             f"{worst:.1e}, rounding allows {bound:.1e}. Error is the RMS error against float64, "
             "fused over original."
         )
+    off = [r.error.border for r in report.regions if r.approximate and r.error is not None]
+    if off:
+        console.print(
+            Text(
+                f"{len(off)} region{'s' * (len(off) > 1)} approximate at the border, exact inside: "
+                f"there the difference is up to {max(off):.2f} of the output's RMS.",
+                style="yellow",
+            )
+        )
     if report.verification is not None:
         _show_verification(report.verification, console)
 
@@ -152,6 +161,15 @@ def _show_verification(found: Verification, console: Console) -> None:
             )
         runs = " and ".join(clean(run) for run in found.runs)
         console.print(f"Whole model equal in onnxruntime at {runs}{detail}.")
+    elif found.status == "approximate":
+        off = max((output.rms for output in found.outputs), default=0.0)
+        console.print(
+            Text(
+                f"Approximate: outputs differ by up to {off:.1e} relative RMS in onnxruntime, "
+                "because borders do.",
+                style="yellow",
+            )
+        )
     elif found.status == "not-run":
         console.print(Text("Whole model not run; the regions' proofs stand.", style="yellow"))
     for note in found.notes:

@@ -1,0 +1,105 @@
+"""What terms and covers cost in one problem."""
+
+from __future__ import annotations
+
+from math import prod
+
+from onnxfuse.algebra import geometry as geo
+from onnxfuse.algebra.form import UNIT, Form, Outer, Source, Term
+from onnxfuse.algebra.geometry import Geometry
+from onnxfuse.planning import cost
+from onnxfuse.planning.cost import Cost
+from onnxfuse.planning.problem import Problem
+from onnxfuse.planning.written import (
+    Affine,
+    Cover,
+    carries_constant,
+    is_convolution,
+    needs_constant,
+)
+
+
+class Pricing:
+    """Costs of terms and covers in one problem."""
+
+    def __init__(self, problem: Problem, affine: Affine) -> None:
+        self.problem = problem
+        self.affine = affine
+
+    def term(self, term: Term) -> Cost:
+        """One term as an operator (a bare source costs nothing by itself)."""
+        if term.bare:
+            return Cost()
+        source = term.source
+        lengths, batch, itemsize = self.stands(source)
+        if not is_convolution(term, self.affine):
+            count = batch * source.channels * prod(lengths)
+            return cost.passes(count, count, itemsize=itemsize)
+        geometry = geo.materialise(term.kernel.geometry, source.lengths)
+        price = cost.convolution(geometry, lengths, batch, itemsize)
+        if term.ins != (0, source.channels):
+            count = batch * (term.ins[1] - term.ins[0]) * prod(lengths)
+            price += cost.passes(count, count, itemsize=itemsize)
+        return price
+
+    def addition(self, form: Form, channels: int | None = None) -> Cost:
+        """One Add of two tensors of the form's shape."""
+        count = self._elements(form, channels or form.channels)
+        return cost.passes(count, count, count, itemsize=self.itemsize(form))
+
+    def stands(self, source: Source) -> tuple[tuple[int, ...], int, int]:
+        """The lengths, batch and item size that a source is counted at."""
+        if source.plane is None:
+            lengths = self.problem.lengths(source)
+            return lengths, self.problem.batch(source.name), self.problem.itemsize(source.name)
+        lengths, _, itemsize = self.stands(source.plane.of)
+        return tuple(max(n or 0, 1) for n in source.plane.lengths(lengths)), 1, itemsize
+
+    def itemsize(self, form: Form) -> int:
+        """Bytes of one element."""
+        return self.stands((form.data or form.terms)[0].source)[2]
+
+    def _elements(self, form: Form, channels: int) -> int:
+        term = (form.data or form.terms)[0]
+        lengths, batch, _ = self.stands(term.source)
+        out = term.kernel.geometry.lengths(lengths)
+        return batch * channels * prod(max(n or 0, 1) for n in out)
+
+    def one_pass(self, form: Form) -> Cost:
+        """Reading a tensor of the form's shape and writing one."""
+        count = self._elements(form, form.channels)
+        return cost.passes(count, count, itemsize=self.itemsize(form))
+
+    def cover(self, found: Cover) -> Cost:
+        form = found.form
+        total = sum((self.term(t) for t in found.terms), Cost())
+        summands = len(found.whole) + bool(found.tiles)
+        for _ in range(summands - 1):
+            total += self.addition(form)
+        one_pass = self.one_pass(form)
+        if len(found.tiles) > 1:
+            total += one_pass
+            by_run: dict[tuple[int, int], int] = {}
+            for tile in found.tiles:
+                by_run[tile.outs] = by_run.get(tile.outs, -1) + 1
+            for run, extra in by_run.items():
+                for _ in range(extra):
+                    total += self.addition(form, run[1] - run[0])
+        if needs_constant(form, self.problem.facts) and not carries_constant(
+            found, self.problem.facts
+        ):
+            total += one_pass
+        if found.known is not None:
+            total += found.known.cost
+        if form.outer is not None:
+            total += self.outer(form, form.outer)
+        moved = [base for base in form.layout if base != UNIT]
+        return total if moved == sorted(moved) else total + one_pass
+
+    def outer(self, form: Form, outer: Outer) -> Cost:
+        """The operator around a form."""
+        term = form.data[0]
+        lengths, batch, itemsize = self.stands(term.source)
+        inner = [max(n or 0, 1) for n in term.kernel.geometry.lengths(lengths)]
+        window = Geometry(form.channels, form.channels, form.channels, outer.axes)
+        return cost.convolution(window, inner, batch, itemsize, pool=True)

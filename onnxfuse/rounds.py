@@ -1,0 +1,280 @@
+"""Rounds of planning and replacing, until nothing is left to gain.
+
+Each round takes the layout of operators first, so that Transposes stand in nobody's way, then
+plans, realises and splices. A round without result is the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+
+from onnxfuse.errors import InputError, OnnxfuseError, ProofError
+from onnxfuse.layout import Relaid, relaid
+from onnxfuse.lift import View
+from onnxfuse.model import io, shapes, splice, tensors
+from onnxfuse.model.constants import Constants, analyse
+from onnxfuse.model.graph import Graph
+from onnxfuse.model.shapes import Shape, Shapes
+from onnxfuse.model.totals import count
+from onnxfuse.options import Options, Progress
+from onnxfuse.planning.problem import Problem
+from onnxfuse.planning.reasons import refusals
+from onnxfuse.planning.region import Region
+from onnxfuse.planning.search import solve
+from onnxfuse.realise import NewNode, Replacement, Weight, realise
+from onnxfuse.records import Counts
+from onnxfuse.refusal import Code, Refusal
+from onnxfuse.version import __version__
+
+MAX_PASSES = 8
+"""Rounds of planning; each lowers the estimate, so a few reach the end."""
+
+Index = tuple[Graph, Shapes, Constants]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A model's index with the regions chosen for it."""
+
+    graph: Graph
+    shapes: Shapes
+    constants: Constants
+    view: View
+    problem: Problem
+    regions: dict[str, Region]
+
+    @property
+    def replaced(self) -> list[Region]:
+        return [region for region in self.regions.values() if region.replaced]
+
+
+def size_of(loaded: io.Loaded, model: onnx.ModelProto | None = None, data: bytes = b"") -> int:
+    """Bytes of a model with the external data it refers to."""
+    files = io.data_files(model or loaded.model, loaded.base) if loaded.base else {}
+    return len(data or loaded.data) + sum(place.stat().st_size for place in files.values())
+
+
+def prepare(loaded: io.Loaded, options: Options) -> tuple[Graph, Shapes, Constants]:
+    """Check a model and index it; whatever is wrong with it is an `InputError`."""
+    try:
+        return _prepared(loaded, options)
+    except OnnxfuseError:
+        raise
+    except Exception as error:
+        detail = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"the model cannot be analysed: {detail}") from error
+
+
+def _prepared(loaded: io.Loaded, options: Options) -> tuple[Graph, Shapes, Constants]:
+    graph = Graph(loaded.model)
+    for tensor in loaded.model.graph.initializer:
+        tensors.check_size(tensor)
+    if loaded.base is not None:
+        io.data_files(loaded.model, loaded.base)
+    shapes.check(graph)
+    wanted = dict(options.input_shapes or {})
+    _check_input_shapes(graph, wanted)
+    found, constants = analyse(graph, loaded.base, wanted)
+    return graph, found, constants
+
+
+def _check_input_shapes(graph: Graph, wanted: Mapping[str, Shape]) -> None:
+    values = {v.name: v for v in graph.model.graph.input if v.name not in graph.initializers}
+    for name, shape in wanted.items():
+        if name not in values:
+            raise InputError(
+                f"the model has no input {name!r}; its inputs are {', '.join(map(repr, values))}"
+            )
+        dims = values[name].type.tensor_type.shape.dim
+        if len(dims) != len(shape):
+            raise InputError(f"input {name!r} has {len(dims)} dimensions, not {len(shape)}")
+        for axis, (dim, size) in enumerate(zip(dims, shape, strict=True)):
+            if dim.dim_value > 0 and dim.dim_value != size:
+                raise InputError(
+                    f"dimension {axis} of input {name!r} is {dim.dim_value} in the model, "
+                    f"not {size}"
+                )
+
+
+def make_plan(
+    graph: Graph,
+    found: Shapes,
+    constants: Constants,
+    options: Options,
+    forbidden: frozenset[str] = frozenset(),
+) -> Plan:
+    """Choose the regions. A producer that turns out to be needed after all is planned as such."""
+    view = View(graph, found, constants)
+    pinned: frozenset[str] = frozenset()
+    while True:
+        problem = Problem(view, options.admits, pinned, interior_only=options.approximate_borders)
+        plan = Plan(graph, found, constants, view, problem, solve(problem, forbidden))
+        survivors = _survivors(plan)
+        if survivors <= pinned:
+            return plan
+        pinned |= survivors
+
+
+def _survivors(plan: Plan) -> frozenset[str]:
+    """Tensors inside regions whose nodes would stay alive because something else reads them."""
+    drafts = [_draft(region) for region in plan.replaced]
+    dead = splice.dead_nodes(plan.graph, drafts)
+    return frozenset(
+        step.tensor
+        for region in plan.replaced
+        for step in region.interior
+        if step.node.index not in dead and step.tensor not in plan.regions
+    )
+
+
+def _draft(region: Region) -> Replacement:
+    """A replacement that only says which tensors it reads."""
+    assert region.cover is not None
+    names = tuple(region.cover.form.sources)
+    return Replacement(region, (NewNode("", "", names, region.root.tensor),), {}, {})
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One round of planning and replacing; ``overflows`` are regions it had to leave."""
+
+    plan: Plan
+    replacements: list[Replacement]
+    overflows: list[Refusal]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """All rounds on a model: the index and totals it had, and the result with its index."""
+
+    passes: list[Pass]
+    laid: list[Relaid]
+    model: onnx.ModelProto
+    before: Counts
+    original: Index
+    index: Index
+
+    @property
+    def refusals(self) -> tuple[Refusal, ...]:
+        """Why places of the given model were left alone."""
+        first = self.passes[0]
+        return tuple(first.overflows + refusals(first.plan.regions, first.plan.problem))
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """The given model's tensor that a tensor holds in another layout."""
+        found: dict[str, str] = {}
+        for laid in self.laid:
+            found |= {new: found.get(old, old) for new, old in laid.edits.origin.items()}
+        return found
+
+
+def work(loaded: io.Loaded, options: Options, progress: Progress, *, dry: bool) -> Work:
+    """Plan and replace until nothing is left to gain, so that a second run changes nothing.
+
+    Most models need one round. ``dry`` reads no kernel: constants have shapes only.
+    """
+    original = index = prepare(loaded, options)
+    before = count(*index, size_of(loaded))
+    model = loaded.model
+    pending: dict[str, Weight] = {}
+    passes: list[Pass] = []
+    laid: list[Relaid] = []
+
+    def analysed() -> Index:
+        graph = Graph(model)
+        return graph, *analyse(graph, loaded.base, dict(options.input_shapes or {}), pending)
+
+    for _ in range(MAX_PASSES):
+        moved = relaid(model, View(*index), options.admits, _build)
+        if moved is not None:
+            laid.append(moved)
+            model = _valid(moved.model)
+            index = analysed()
+        found = _one_pass(*index, options, progress, dry=dry)
+        passes.append(found)
+        if not found.replacements:
+            break
+        model = _spliced(model, found, dry=dry)
+        for replacement in found.replacements:
+            pending.update(replacement.weights)
+        index = analysed()
+    return Work(passes, laid, marked(model, passes), before, original, index)
+
+
+def _build(nodes: list[NewNode]) -> list[onnx.NodeProto]:
+    from onnxfuse.model.build import node_protos
+
+    return node_protos(nodes) if nodes else []
+
+
+def _one_pass(
+    graph: Graph,
+    found: Shapes,
+    constants: Constants,
+    options: Options,
+    progress: Progress,
+    *,
+    dry: bool,
+) -> Pass:
+    """The plan with its operators; a region whose weights overflow is forbidden and replanned."""
+    forbidden: frozenset[str] = frozenset()
+    overflows: list[Refusal] = []
+    while True:
+        plan = make_plan(graph, found, constants, options, forbidden)
+        fresh = splice.fresh_names(graph)
+        made: list[Replacement] = []
+        bad: set[str] = set()
+        for index, region in enumerate(plan.replaced):
+            progress("fusing", index, len(plan.replaced))
+            replacement = realise(region, fresh, graph.opset, plan.problem.facts)
+            made.append(replacement)
+            kind = found.type_of(replacement.root)
+            if not dry and splice.overflowing(replacement, kind) is not None:
+                bad.add(replacement.root)
+                overflows.append(
+                    Refusal(
+                        Code.OVERFLOW,
+                        "the fused weights are not finite in the model's type",
+                        region.root.node.label,
+                    )
+                )
+        if not bad:
+            return Pass(plan, made, overflows)
+        forbidden |= bad
+
+
+def _spliced(model: onnx.ModelProto, found: Pass, *, dry: bool) -> onnx.ModelProto:
+    fused = onnx.ModelProto()
+    fused.CopyFrom(model)
+    splice.splice(
+        fused,
+        found.plan.graph,
+        found.plan.shapes,
+        found.replacements,
+        _build,
+        __version__,
+        dry=dry,
+    )
+    return _valid(fused)
+
+
+def marked(model: onnx.ModelProto, passes: Sequence[Pass]) -> onnx.ModelProto:
+    """``model`` with a note of its approximate regions in its metadata."""
+    regions = [r.region for one in passes for r in one.replacements]
+    count = sum(r.cover is not None and r.cover.form.interior_only for r in regions)
+    if not count:
+        return model
+    text = f"{__version__}: approximate borders in {count} region{'s' * (count > 1)}"
+    return splice.noted(model, text)
+
+
+def _valid(model: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        shapes.check(Graph(model))
+    except InputError as error:
+        raise ProofError(f"the fused model is not valid: {error}; please report this") from error
+    return model

@@ -1,0 +1,207 @@
+"""Running a region by its own nodes, and by what replaces them, in a given arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnxfuse.algebra.form import usual_size
+from onnxfuse.algebra.laws import Alias
+from onnxfuse.errors import ProofError
+from onnxfuse.evaluate import evaluate
+from onnxfuse.evaluate.linear import LINEAR
+from onnxfuse.evaluate.tensor import TENSOR, split_sizes
+from onnxfuse.lift import View
+from onnxfuse.model.graph import Node
+from onnxfuse.model.tensors import FLOATS
+from onnxfuse.realise import Replacement
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """How values are kept: ``store`` rounds every node's output; ``compute`` is the type."""
+
+    compute: Any
+    store: Any
+
+
+DOUBLE = Arithmetic(np.float64, np.float64)
+
+
+def rounded(array: Any, arithmetic: Arithmetic) -> Any:
+    """An array as it is kept in an arithmetic: rounded to its storage, widened to compute."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(array).astype(arithmetic.store).astype(arithmetic.compute)
+
+
+def run_original(
+    replacement: Replacement,
+    view: View,
+    inputs: Mapping[str, Any],
+    arithmetic: Arithmetic,
+    *,
+    magnitude: bool = False,
+    target: str | None = None,
+) -> Any:
+    """The root (or ``target``) by the nodes that stand in the file, from the region's sources.
+
+    With ``magnitude``, every constant and operation is replaced by its absolute counterpart.
+    """
+    values: dict[str, Any] = {n: array for n, array in inputs.items() if n != target}
+    if magnitude:
+        values = {name: np.abs(array) for name, array in values.items()}
+    root = target or replacement.root
+    interior = {s.node.index for s in replacement.region.interior}
+    aliases = {
+        s.node.index: s.lifted.operands[0]
+        for s in replacement.region.interior
+        if isinstance(s.law, Alias)
+    }
+    borders = _border_constants(replacement)
+    stack = [root]
+    while stack:
+        name = stack[-1]
+        if name in values:
+            stack.pop()
+            continue
+        node = view.graph.producer.get(name)
+        if view.constants.known(name):
+            values[name] = _constant(view.constants.value(name), arithmetic, magnitude)
+            if name in borders and magnitude and values[name].dtype.kind == "f":
+                values[name] = np.maximum(values[name], usual_size(values[name]))
+            continue
+        if node is None or not (node.index in interior or node.op_type in _AUXILIARY):
+            values[name] = UNKNOWN
+            continue
+        missing = [n for n in node.inputs if n and n not in values]
+        if missing:
+            stack += missing
+            continue
+        arrays = [values[n] if n else None for n in node.inputs]
+        outputs = _known_outputs(node, view, arrays, magnitude and node.index in interior)
+        if outputs[0] is UNKNOWN and node.index in aliases:  # what it ignores need not be known
+            outputs = [values[aliases[node.index]]]
+        for out, array in zip(node.outputs, outputs, strict=False):
+            values[out] = array if array is UNKNOWN else _stored(array, arithmetic)
+    if values[root] is UNKNOWN:
+        raise ProofError(
+            f"region {replacement.region.root.node.label!r}: tensor {root!r} depends on sizes that "
+            "are not known; please report this"
+        )
+    return values[root]
+
+
+def _border_constants(replacement: Replacement) -> set[str]:
+    """What may stand on border strips.
+
+    Such constants count with their usual size at least: so far their match is accepted.
+    """
+    writing = ("Add", "Sub", "Concat", "ScatterND", "ScatterElements")
+    nodes = [s.node for s in replacement.region.interior if s.node.op_type in writing]
+    return {name for node in nodes for name in node.inputs}
+
+
+UNKNOWN = object()
+"""Stands for a value that depends on tensors outside the region, such as another tensor's size."""
+
+_AUXILIARY = {*TENSOR, *LINEAR, "Shape", "Size"} - {"Conv", "BatchNormalization", "AveragePool"}
+
+
+def _known_outputs(node: Node, view: View, arrays: list[Any], magnitude: bool) -> list[Any]:
+    """A node's outputs; a constant expanded to an unknown size is left to broadcast."""
+    if all(array is not UNKNOWN for array in arrays):
+        return _evaluate(node, view, arrays, magnitude)
+    shape = view.shape(node.outputs[0])
+    if node.op_type == "Expand" and arrays[0] is not UNKNOWN and shape is not None:
+        data = arrays[0]
+        return [data.reshape((1,) * (len(shape) - data.ndim) + data.shape)]
+    return [UNKNOWN] * len(node.outputs)
+
+
+def _stored(array: Any, arithmetic: Arithmetic) -> Any:
+    if array.dtype.kind != "f" or arithmetic.store == arithmetic.compute:
+        return array
+    return rounded(array, arithmetic)
+
+
+def _constant(array: Any, arithmetic: Arithmetic, magnitude: bool) -> Any:
+    if array.dtype.kind not in "fV" and array.dtype.name != "bfloat16":
+        return np.asarray(array)
+    wide = rounded(array, arithmetic)
+    return np.abs(wide) if magnitude else wide
+
+
+def _evaluate(node: Node, view: View, arrays: list[Any], magnitude: bool) -> list[Any]:
+    if node.op_type in ("Shape", "Size"):
+        shape = np.array(np.shape(arrays[0]), np.int64)
+        if node.op_type == "Size":
+            return [np.array(shape.prod())]
+        return [shape[slice(node.attributes.get("start", 0), node.attributes.get("end"))]]
+    if node.op_type == "Cast" and view.shapes.type_of(node.outputs[0]) in FLOATS:
+        return [arrays[0]]  # lifted only where it changes nothing; the arithmetic is given
+    attributes = view.constants.attributes(node)
+    counterpart = _MAGNITUDE.get(node.op_type, _same) if magnitude else _same
+    return counterpart(node, attributes, arrays)
+
+
+def _same(node: Node, attributes: Any, arrays: list[Any]) -> list[Any]:
+    if node.op_type == "Split":
+        return _split(node, arrays)
+    return evaluate(node.op_type, attributes, arrays)
+
+
+def _split(node: Node, arrays: list[Any]) -> list[Any]:
+    axis = node.attributes.get("axis", 0)
+    sizes = node.attributes.get("split")
+    if sizes is None and len(arrays) > 1 and arrays[1] is not None:
+        sizes = [int(v) for v in arrays[1]]
+    if sizes is None:
+        sizes = split_sizes(arrays[0].shape[axis], len(node.outputs))
+    return list(np.split(arrays[0], np.cumsum(sizes)[:-1], axis=axis))
+
+
+def _add(node: Node, attributes: Any, arrays: list[Any]) -> list[Any]:
+    return [arrays[0] + arrays[1]]
+
+
+def _positive_pad(node: Node, attributes: Any, arrays: list[Any]) -> list[Any]:
+    return evaluate("Pad", {**attributes, "value": abs(attributes.get("value", 0.0))}, arrays)
+
+
+def _batch_normalization(node: Node, attributes: Any, arrays: list[Any]) -> list[Any]:
+    x, scale, bias, mean, variance = arrays[:5]
+    return evaluate("BatchNormalization", attributes, [x, scale, bias, -mean, variance])
+
+
+_MAGNITUDE: dict[str, Callable[[Node, Any, list[Any]], list[Any]]] = {
+    "Sub": _add,
+    "Neg": lambda node, attributes, arrays: [arrays[0]],
+    "BatchNormalization": _batch_normalization,
+    "Pad": _positive_pad,
+}
+
+
+def run_replacement(
+    replacement: Replacement, inputs: Mapping[str, Any], arithmetic: Arithmetic
+) -> Any:
+    """The root tensor by the new nodes; weights are unrounded where ``arithmetic`` is double."""
+    values: dict[str, Any] = {**inputs, **replacement.integers}
+    sizes = {name: np.shape(array)[2:] for name, array in inputs.items()}
+    for name, source in replacement.region.constants.items():
+        assert source.load is not None
+        values[name] = rounded(source.load(), arithmetic)
+    for name, weight in replacement.weights.items():
+        at = replacement.maps.get(name)
+        values[name] = rounded(weight.value if at is None else at(sizes), arithmetic)
+    for node in replacement.nodes:
+        arrays = [values[name] for name in node.inputs]
+        if node.op_type == "Shape":
+            shape = np.array(np.shape(arrays[0]), np.int64)
+            values[node.output] = shape[node.attributes.get("start", 0) :]
+            continue
+        output = evaluate(node.op_type, node.attributes, arrays)[0]
+        values[node.output] = _stored(output, arithmetic)
+    return values[replacement.root]

@@ -1,0 +1,90 @@
+"""The sizes that prove a region: the least that show every border, by residue of the stride."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from onnxfuse.algebra.form import Form, Source
+from onnxfuse.algebra.geometry import compose_axis
+from onnxfuse.lift import View
+from onnxfuse.realise import Replacement
+
+Sizes = dict[str, tuple[int, ...]]
+
+
+def proof_sizes(replacement: Replacement, view: View) -> Iterator[Sizes]:
+    """The shapes of the region's free sources that prove it: see the module's text.
+
+    Sources that the region itself computes from others follow from those.
+    """
+    region = replacement.region
+    assert region.cover is not None
+    form = region.cover.form
+    inner = {step.tensor for step in region.interior}
+    sources = _free_sources(replacement, view)
+    fixed = any(step.lifted.fixed for step in region.interior)
+    follows = len(inner.intersection(region.sources)) > 0 or sources.keys() != form.sources.keys()
+    least = [_least(form, axis) for axis in range(form.rank)]
+    shapes: dict[str, list[list[int]]] = {name: [] for name in sources}
+    for axis in range(form.rank):
+        outer = form.outer.axes[axis].stride if form.outer else 1
+        strides = {term.kernel.geometry.axes[axis].stride * outer for term in form.terms}
+        step = max(strides)
+        known = [s.lengths[axis] for s in sources.values() if s.lengths[axis] is not None]
+        room = [(_int(size) - least[axis]) // step for size in known]
+        movable = bool(room) and len(strides) == 1 and not fixed and not follows
+        cut = max(min(room), 0) if movable else 0
+        for name, source in sources.items():
+            size = source.lengths[axis]
+            if size is not None:
+                shapes[name].append([size - step * cut])
+            else:
+                shapes[name].append([least[axis] + residue for residue in range(step)])
+    batches = {n: ((view.shape(n) or (1,))[0] or 1) if fixed or follows else 1 for n in sources}
+    rounds = max((len(options) for axes in shapes.values() for options in axes), default=1)
+    for turn in range(rounds):
+        yield {
+            name: (batches[name], sources[name].channels, *(o[turn % len(o)] for o in axes))
+            for name, axes in shapes.items()
+        }
+    if any(None in source.lengths for source in sources.values()):
+        for size in range(1, min(max(least, default=1), 12)):
+            yield {
+                name: (batches[name], s.channels, *(size if n is None else n for n in s.lengths))
+                for name, s in sources.items()
+            }
+
+
+def _free_sources(replacement: Replacement, view: View) -> dict[str, Source]:
+    """The tensors a region starts from and does not compute, with what is known of them."""
+    region = replacement.region
+    assert region.cover is not None
+    named = region.cover.form.sources
+    inner = {step.tensor for step in region.interior}
+    found: dict[str, Source] = {}
+    for name in region.sources:
+        shape = view.shape(name)
+        if name in inner or view.constants.known(name):
+            continue
+        if name in named:
+            found[name] = named[name]
+        elif shape is not None and len(shape) >= 2 and shape[1] is not None:
+            found[name] = Source(name, shape[1], shape[2:])
+    return found
+
+
+def _least(form: Form, axis: int) -> int:
+    """The least length at which every border is seen with an interior between them."""
+    needed = 1
+    for term in form.terms:
+        window = term.kernel.geometry.axes[axis]
+        if form.outer is not None:
+            window = compose_axis(form.outer.axes[axis], window)
+        pads = sum(abs(amount) for amount in window.pads)
+        needed = max(needed, pads + 2 * (window.extent - 1) + 2 * window.stride + 1)
+    return needed
+
+
+def _int(size: int | None) -> int:
+    assert size is not None
+    return size

@@ -72,6 +72,7 @@ CASES = [
     Case("Pad", [X, i64(0, 0, -2, 1, 0, 0, 1, -3), number(7)]),
     Case("Pad", [X, i64(1, -1, 2, 1), number(2), i64(-1, 1)], opset=18),
     Case("Pad", [X], {"pads": [0, 0, 1, 2, 0, 0, 0, 1], "value": 3.0}, 10),
+    Case("Split", [X, i64(7)], {"axis": 2}),
     Case("ScatterElements", [X, np.full((2, 4, 2, 6), -1) + i64(0, 1).reshape(2, 1),
                              integers("u", 2, 4, 2, 6)], {"axis": 2}),
     Case("ScatterND", [X, i64(*range(2), 1, 3).reshape(2, 2), integers("u", 2, 7, 6)]),
@@ -262,3 +263,21 @@ def test_sizes_are_bounded():
     assert bounded([2, 3]) == [2, 3]
     with pytest.raises(ValueError, match="too large"):
         bounded([2**13, 2**14])
+
+
+def test_split_gives_every_part():
+    graph = helper.make_graph(
+        [helper.make_node("Split", ["x", "sizes"], ["a", "b", "c"], axis=2)],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, X.shape)],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "abc"],
+        [numpy_helper.from_array(i64(3, 3, 1), "sizes")],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    expected = session(made).run(None, {"x": X})
+    for attributes in ({"axis": 2}, {"axis": 2, "num_outputs": 3}):
+        sizes = [i64(3, 3, 1)] if len(attributes) == 1 else []
+        for part, other in zip(evaluate("Split", attributes, [X, *sizes]), expected, strict=True):
+            np.testing.assert_array_equal(part, other)
+    with pytest.raises(ValueError, match="do not add up"):
+        evaluate("Split", {"axis": 2}, [X, i64(3, 3)])

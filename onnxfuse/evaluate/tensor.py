@@ -90,6 +90,17 @@ def split_sizes(size: int, parts: int) -> list[int]:
     return [min(chunk, size - chunk * i) for i in range(parts)]
 
 
+def split(attributes: Attributes, inputs: Arrays) -> list[Any]:
+    """Parts of the given sizes, or ``num_outputs`` equal ones."""
+    x, axis = inputs[0], attributes.get("axis", 0)
+    sizes = _given(attributes, inputs, "split", 1)
+    if sizes is None:
+        sizes = split_sizes(x.shape[axis], attributes["num_outputs"])
+    if sum(sizes) != x.shape[axis]:
+        raise ValueError("the sizes of a Split do not add up")
+    return list(np.split(x, np.cumsum(sizes)[:-1], axis=axis))
+
+
 def gather(attributes: Attributes, inputs: Arrays) -> list[Any]:
     axis = attributes.get("axis", 0)
     rest = [size for i, size in enumerate(inputs[0].shape) if i != axis % inputs[0].ndim]
@@ -176,6 +187,7 @@ TENSOR: dict[str, Callable[[Attributes, Arrays], list[Any]]] = {
     "Cast": cast,
     "Concat": lambda a, x: [np.concatenate(list(x), axis=a["axis"])],
     "Slice": slice_,
+    "Split": split,
     "Gather": gather,
     "ConstantOfShape": constant_of_shape,
     "Range": range_,

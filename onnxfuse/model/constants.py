@@ -97,7 +97,7 @@ class Constants:
             return True, []
         if node.op_type not in OPERATORS or node.op_type == "Dropout":
             return False, []
-        if node.outputs[0] != name:
+        if node.outputs[0] != name and node.op_type != "Split":
             return False, []
         return True, [need for need in node.inputs if need]
 
@@ -195,7 +195,7 @@ class Constants:
             if missing:
                 stack.extend(missing)
                 continue
-            self._values[current] = self._compute(node)
+            self._values[current] = self._compute(node, node.outputs.index(current))
             stack.pop()
         return self._values[name]
 
@@ -214,7 +214,7 @@ class Constants:
             return self._sizes(node)
         return None
 
-    def _compute(self, node: Node) -> Any:
+    def _compute(self, node: Node, output: int) -> Any:
         inputs = [self._values[name] if name else None for name in node.inputs]
         if any(name and value is None for name, value in zip(node.inputs, inputs, strict=True)):
             return None
@@ -222,7 +222,7 @@ class Constants:
             return self._shape_value(node, tuple(np.asarray(inputs[0]).shape))
         attributes = self.attributes(node)
         try:
-            value = evaluate(node.op_type, attributes, inputs)[0]
+            value = evaluate(node.op_type, attributes, inputs)[output]
         except (ValueError, IndexError, KeyError, TypeError, AssertionError, MemoryError):
             return None
         return value if value.size <= MAX_ELEMENTS else None
@@ -230,6 +230,8 @@ class Constants:
     def attributes(self, node: Node) -> dict[str, Any]:
         """A node's attributes with tensors read and types translated for the evaluator."""
         attributes = dict(node.attributes)
+        if node.op_type == "Split":
+            attributes["num_outputs"] = len(node.outputs)
         if node.op_type == "Cast":
             attributes["to"] = tensors.dtype_of(attributes["to"])
         for key, value in attributes.items():
@@ -238,9 +240,11 @@ class Constants:
         return attributes
 
 
-SHAPED_BY_INPUT = {"Pad", "Reshape", "Expand", "Slice", "Tile", "ConstantOfShape", "Resize"}
+SHAPED_BY_INPUT = frozenset(
+    "ConstantOfShape Expand Pad Reshape Resize Slice Squeeze Tile Unsqueeze".split()
+)
 """Operators whose output shape is in an input that onnx's inference may not see through."""
-ROUNDS = 8
+ROUNDS = 32
 
 
 def analyse(

@@ -13,7 +13,7 @@ from onnxfuse.algebra.laws import Alias
 from onnxfuse.errors import ProofError
 from onnxfuse.evaluate import evaluate
 from onnxfuse.evaluate.linear import LINEAR
-from onnxfuse.evaluate.tensor import TENSOR, split_sizes
+from onnxfuse.evaluate.tensor import TENSOR
 from onnxfuse.lift import View
 from onnxfuse.model.graph import Node
 from onnxfuse.model.tensors import FLOATS
@@ -148,19 +148,7 @@ def _evaluate(node: Node, view: View, arrays: list[Any], magnitude: bool) -> lis
 
 
 def _same(node: Node, attributes: Any, arrays: list[Any]) -> list[Any]:
-    if node.op_type == "Split":
-        return _split(node, arrays)
     return evaluate(node.op_type, attributes, arrays)
-
-
-def _split(node: Node, arrays: list[Any]) -> list[Any]:
-    axis = node.attributes.get("axis", 0)
-    sizes = node.attributes.get("split")
-    if sizes is None and len(arrays) > 1 and arrays[1] is not None:
-        sizes = [int(v) for v in arrays[1]]
-    if sizes is None:
-        sizes = split_sizes(arrays[0].shape[axis], len(node.outputs))
-    return list(np.split(arrays[0], np.cumsum(sizes)[:-1], axis=axis))
 
 
 def _add(node: Node, attributes: Any, arrays: list[Any]) -> list[Any]:

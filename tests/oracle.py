@@ -115,6 +115,8 @@ def source(channels: int, rank: int, known: tuple[int, ...] | None, name: str = 
 
 def stands_for(source: Source, inputs: dict[str, np.ndarray]) -> np.ndarray:
     """The array of a source; a plane of ones has the lengths its tensor gives it."""
+    if source.load is not None:
+        return source.load()
     if source.plane is None:
         return inputs[source.name]
     lengths = source.plane.lengths(inputs[source.plane.of.name].shape[2:])

@@ -240,9 +240,10 @@ class Constants:
         return attributes
 
 
-SHAPED_BY_INPUT = frozenset(
-    "ConstantOfShape Expand Pad Reshape Resize Slice Squeeze Tile Unsqueeze".split()
-)
+SHAPED_BY_INPUT = {
+    "ConstantOfShape", "Expand", "Pad", "Reshape", "Resize", "Slice",
+    "Squeeze", "Tile", "Unsqueeze",
+}  # fmt: skip
 """Operators whose output shape is in an input that onnx's inference may not see through."""
 ROUNDS = 32
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from onnxfuse.algebra.laws import PARITY, Convolve, Sum
+from onnxfuse.algebra.laws import PARITY, Convolve, Permute, Sum
 from onnxfuse.planning.problem import Problem, Step
 from onnxfuse.planning.region import Region, expand, old_counts
 from onnxfuse.planning.written import Cover
@@ -22,6 +22,7 @@ def refusals(regions: Mapping[str, Region], problem: Problem) -> list[Refusal]:
             problem.steps[name]
             for name in region.sources
             if name in problem.steps and name not in problem.required
+            if not _transposed_source(problem.steps[name], problem)
         ]
         merged = [(s, expand(region.root, _all_but(s, regions), problem)) for s in priced]
         reasons = [r for s, m in merged if m.replaced and (r := _price(s.node.label, m, problem))]
@@ -36,6 +37,11 @@ def refusals(regions: Mapping[str, Region], problem: Problem) -> list[Refusal]:
 
 def _all_but(step: Step, present: Mapping[str, Region]) -> Callable[[str], bool]:
     return lambda tensor: tensor != step.tensor and tensor in present
+
+
+def _transposed_source(step: Step, problem: Problem) -> bool:
+    """Whether a step transposes what no law makes: it stands at the edge of a graph."""
+    return isinstance(step.law, Permute) and step.lifted.operands[0] not in problem.steps
 
 
 def _siblings(steps: Sequence[Step]) -> bool:

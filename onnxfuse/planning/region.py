@@ -75,7 +75,7 @@ def expand(root: Step, is_cut: Callable[[str], bool], problem: Problem) -> Regio
     inside = _collect(root, is_cut, problem)
     if len(inside) == 1 or problem.shared_outputs(root):
         return keep(root, problem)
-    walk = _Forward(root, inside, problem)
+    walk = _Forward(root.tensor, inside, problem)
     form = walk.run()
     if form is None:
         return keep(root, problem, walk.obstacles, tuple(inside))
@@ -189,10 +189,31 @@ def _collect(root: Step, is_cut: Callable[[str], bool], problem: Problem) -> dic
     return dict(sorted(found.items(), key=lambda item: item[1].position))
 
 
+def blocked(problem: Problem, cuts: set[str]) -> set[str]:
+    """Tensors that no reader's law passes through, as far as one pass over all steps can tell.
+
+    They stand whatever is chosen around them, so regions need not reach beyond them.
+    """
+    steps = dict(sorted(problem.steps.items(), key=lambda item: item[1].position))
+    walk = _Forward("", steps, problem)
+    readers: dict[str, list[str]] = {}
+    for name, step in steps.items():
+        form = walk.step(name, step)
+        if form is not None and name not in cuts:
+            walk.forms[name] = form
+        for operand in step.lifted.operands:
+            readers.setdefault(operand, []).append(name)
+    return {
+        name
+        for name in walk.forms
+        if not any(name in walk.through.get(reader, ()) for reader in readers.get(name, ()))
+    }
+
+
 class _Forward:
     """One forward pass of the laws over a region's steps."""
 
-    def __init__(self, root: Step, inside: dict[str, Step], problem: Problem) -> None:
+    def __init__(self, root: str, inside: dict[str, Step], problem: Problem) -> None:
         self.root = root
         self.inside = inside
         self.problem = problem
@@ -204,16 +225,19 @@ class _Forward:
     def run(self) -> Form | None:
         """The root's form; ``None`` where no law gives it one."""
         for name, step in self.inside.items():
-            form = self._apply(step)
-            if form is not None and name != self.root.tensor and self._too_large(step, form):
-                self._obstacle(
-                    Refusal(Code.COST, f"composing it costs more than {MAX_GROWTH} times as much"),
-                    step,
-                )
-                form = None
+            form = self.step(name, step)
             if form is not None:
                 self.forms[name] = form
-        return self.forms.get(self.root.tensor)
+        return self.forms.get(self.root)
+
+    def step(self, name: str, step: Step) -> Form | None:
+        """The form of one step, if a law gives it one that did not outgrow its nodes."""
+        form = self._apply(step)
+        if form is not None and name != self.root and self._too_large(step, form):
+            text = f"composing it costs more than {MAX_GROWTH} times as much"
+            self._obstacle(Refusal(Code.COST, text), step)
+            return None
+        return form
 
     def _obstacle(self, refusal: Refusal, step: Step) -> None:
         if len(self.obstacles) < 64:
@@ -254,8 +278,8 @@ class _Forward:
 
     def used(self) -> tuple[tuple[Step, ...], tuple[str, ...]]:
         """The steps the root's form passes through, in order, and the tensors it starts from."""
-        seen = {self.root.tensor}
-        stack = [self.root.tensor]
+        seen = {self.root}
+        stack = [self.root]
         sources: dict[str, None] = {}
         while stack:
             name = stack.pop()

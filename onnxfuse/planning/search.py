@@ -18,6 +18,7 @@ from onnxfuse.planning.cost import Cost
 from onnxfuse.planning.problem import Problem
 from onnxfuse.planning.region import (
     Region,
+    blocked,
     conv_geometry,
     expand,
     freed_counts,
@@ -62,12 +63,16 @@ class Undo:
 
 @dataclass
 class State:
-    """Cuts, kept nodes, and the regions they imply; ``needs`` counts readers of each tensor."""
+    """Cuts, kept nodes, and the regions they imply; ``needs`` counts readers of each tensor.
+
+    ``stuck`` are the cuts that no reader passed through when everything before them was open.
+    """
 
     problem: Problem
     cuts: set[str]
     kept: set[str] = field(default_factory=set)
     forbidden: frozenset[str] = frozenset()
+    stuck: frozenset[str] = frozenset()
     regions: dict[str, Region] = field(default_factory=dict)
     needs: dict[str, int] = field(default_factory=dict)
     touching: dict[str, set[str]] = field(default_factory=dict)
@@ -152,7 +157,10 @@ def solve(problem: Problem, forbidden: frozenset[str] = frozenset()) -> dict[str
 
     The nodes of ``forbidden`` tensors stay as they are.
     """
-    state = State(problem, _first_cuts(problem) | forbidden, set(forbidden), forbidden)
+    cuts = _first_cuts(problem) | forbidden
+    stuck = frozenset(blocked(problem, cuts) - cuts)
+    cuts |= stuck
+    state = State(problem, cuts, set(forbidden), forbidden, stuck)
     state.settle(problem.required)
     for _ in range(SWEEPS):
         improved = [_improve(state, tensor) for tensor in _by_position(state)]
@@ -215,6 +223,9 @@ def _moves(state: State, region: Region) -> Iterator[Move]:
     for name in region.sources:
         if name in state.cuts and name in steps and name not in state.forbidden:
             yield Move(drop=frozenset({name}), release=release)
+            before = frozenset(steps[name].lifted.operands) & steps.keys() - state.cuts
+            if name in state.stuck and before:
+                yield Move(add=before, drop=frozenset({name}), release=release)
             behind = state.cuts.intersection(steps[name].lifted.operands) & steps.keys()
             if behind - state.forbidden:
                 yield Move(drop=frozenset({name, *behind}) - state.forbidden, release=release)

@@ -87,8 +87,9 @@ class State:
         """Recompute ``roots`` and whatever becomes needed or unneeded; what stood before."""
         before: dict[str, Region | None] = {}
         queue = list(roots)
-        while queue:
-            tensor = queue.pop()
+        unneeded: list[str] = []  # last, since what they read may be needed again by then
+        while queue or unneeded:
+            tensor = queue.pop() if queue else unneeded.pop()
             old = self.regions.get(tensor)
             wanted = tensor in self.problem.required or self.needs.get(tensor, 0) > 0
             new = self.region(tensor) if wanted else None
@@ -99,7 +100,7 @@ class State:
                     continue
                 needed = name in self.problem.required or self.needs.get(name, 0) > 0
                 if needed != (name in self.regions):
-                    queue.append(name)
+                    (queue if needed else unneeded).append(name)
         return before
 
     def adopt(self, tensor: str, region: Region) -> None:

@@ -312,7 +312,9 @@ class _Writer:
         def at(sizes: Mapping[str, Sequence[int]]) -> Array:
             parts = [
                 weights.apply(
-                    ex.fold(term.kernel, memo), term.kernel.geometry, _values(term.source, sizes)
+                    ex.fold(term.kernel, memo),
+                    term.kernel.geometry,
+                    _values(term.source, sizes)[:, slice(*term.ins)],
                 )
                 for term in terms
             ]

@@ -189,10 +189,12 @@ def work(loaded: io.Loaded, options: Options, progress: Progress, *, dry: bool) 
         return graph, *analyse(graph, loaded.base, dict(options.input_shapes or {}), pending)
 
     for _ in range(MAX_PASSES):
-        moved = relaid(model, View(*index), options.admits, _build)
-        if moved is not None:
+        for _ in range(MAX_PASSES):  # groups may meet once others have moved
+            moved = relaid(model, View(*index), options.admits, _build)
+            if moved is None:
+                break
             laid.append(moved)
-            model = _valid(moved.model)
+            model = _valid(moved.model, index[0])
             index = analysed()
         found = _one_pass(*index, options, progress, dry=dry)
         passes.append(found)
@@ -259,7 +261,7 @@ def _spliced(model: onnx.ModelProto, found: Pass, *, dry: bool) -> onnx.ModelPro
         __version__,
         dry=dry,
     )
-    return _valid(fused)
+    return _valid(fused, found.plan.graph)
 
 
 def marked(model: onnx.ModelProto, passes: Sequence[Pass]) -> onnx.ModelProto:
@@ -272,9 +274,13 @@ def marked(model: onnx.ModelProto, passes: Sequence[Pass]) -> onnx.ModelProto:
     return splice.noted(model, text)
 
 
-def _valid(model: onnx.ModelProto) -> onnx.ModelProto:
+def _valid(model: onnx.ModelProto, before: Graph) -> onnx.ModelProto:
+    """``model``, if it is valid and its nodes are in order where they were."""
     try:
-        shapes.check(Graph(model))
+        graph = Graph(model)
+        shapes.check(graph)
+        if before.order == before.nodes and graph.order != graph.nodes:
+            raise InputError("its nodes are out of order")
     except InputError as error:
         raise ProofError(f"the fused model is not valid: {error}; please report this") from error
     return model

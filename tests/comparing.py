@@ -36,6 +36,8 @@ def narrowed(model: ModelProto) -> ModelProto:
     for attribute in (a for node in copy.graph.node for a in node.attribute):
         stored += [attribute.t] * (attribute.type == onnx.AttributeProto.TENSOR)
         values += attribute.g.output
+        if attribute.name == "to" and attribute.i == TensorProto.DOUBLE:  # a Cast
+            attribute.i = TensorProto.FLOAT
     for tensor in stored:
         if tensor.data_type == TensorProto.DOUBLE:
             array = numpy_helper.to_array(tensor).astype(np.float32)

@@ -7,23 +7,27 @@ Now and then one does not, or its border holds another value than padding gives.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
-from random_operators import FAR, Impossible, Ints, Value, Writer
+from random_layouts import Islands
+from random_operators import Impossible, Ints, Value
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What parallel branches agree on: strides, ``slack`` (the length rule) and channels."""
+    """What parallel branches agree on: strides, ``slack`` (the length rule) and channels.
+
+    With ``auto`` most windows leave their padding to ``auto_pad``.
+    """
 
     strides: Ints
     slack: Ints
     channels: int
+    auto: str = ""
 
 
-class Brancher(Writer):
+class Brancher(Islands):
     """Builds branches over one tensor that agree on a grid, and joins them."""
 
     def grid(self, x: Value) -> Grid:
@@ -32,7 +36,16 @@ class Brancher(Writer):
             strides = tuple(self.integer(1, 3) for _ in strides)
         slack = self.ones(-1) if self.chance(0.8) else tuple(self.integer(-4, 1) for _ in strides)
         channels = x.channels if self.chance(0.5) else self.pick([1, 2, 3, 4, 6, 8])
-        return Grid(strides, slack, channels)
+        auto = ""
+        if slack == self.ones(-1) and self.chance(0.25):
+            auto = self.pick(["SAME_UPPER", "SAME_UPPER", "SAME_LOWER"])
+        return Grid(strides, slack, channels, auto)
+
+    def auto(self, grid: Grid) -> str:
+        """How one window of a branch pads: mostly as the others do."""
+        if grid.slack != self.ones(-1):
+            return ""
+        return grid.auto if self.chance(0.9) else self.pick(["", "SAME_UPPER", "SAME_LOWER"])
 
     def taps(self) -> Ints:
         if self.chance(0.7):
@@ -55,75 +68,39 @@ class Brancher(Writer):
         taps = self.taps()
         dilations = self.ones() if self.chance(0.8) else self.ones(self.integer(2, 3))
         pads = self.fit(grid, taps, dilations)
-        return self.conv(x, grid.channels, taps, dilations, grid.strides, pads)
+        auto = self.auto(grid) if dilations == self.ones() else ""  # onnxruntime has not both
+        return self.conv(x, grid.channels, taps, dilations, grid.strides, pads, auto=auto)
 
-    def windowed(self, x: Value, grid: Grid, pads: Ints, taps: Ints) -> Value:
+    def windowed(self, x: Value, grid: Grid, pads: Ints, taps: Ints, auto: str = "") -> Value:
         """The last operator of a branch: a convolution, a depthwise one or an average pool."""
         if x.channels == grid.channels and self.chance(0.4):
-            return self.pool(x, taps, grid.strides, pads)
+            return self.pool(x, taps, grid.strides, pads, auto=auto)
         groups = x.channels if grid.channels % x.channels == 0 and self.chance(0.4) else None
-        return self.conv(x, grid.channels, taps, None, grid.strides, pads, groups)
+        return self.conv(x, grid.channels, taps, None, grid.strides, pads, groups, auto=auto)
 
     def pointwise_first(self, x: Value, grid: Grid) -> Value:
-        """1×1, then a window, with the border between them in one of four ways."""
-        taps = self.taps()
+        """1×1, then a window, with the border between them in one of many ways."""
+        taps, channels = self.taps(), self.pick([grid.channels] * 3 + [2, 4, 8])
         pads, none = self.fit(grid, taps), (0,) * 2 * self.rank
-        middle = self.conv(x, self.pick([grid.channels] * 3 + [2, 4, 8]))
         way = self.rng.random()
         if way < 0.4:
-            return self.windowed(middle, grid, pads, taps)
-        if way < 0.7:
-            normal, zero = self.normalised(middle)
-            value = zero if self.chance(0.8) else zero + self.pick([1e-3, 1.0])
-            return self.windowed(self.filled(normal, pads, value), grid, none, taps)
+            middle = self.conv(x, channels)
+            return self.windowed(middle, grid, pads, taps, self.auto(grid))
+        if way < 0.55:
+            normal, zero = self.normalised(self.conv(x, channels))
+            return self.windowed(self.filled(normal, pads, self.near(zero)), grid, none, taps)
+        bias = self.rng.standard_normal(channels).astype(self.dtype)
+        if way < 0.75:
+            middle = self.conv(x, channels, bias=bias)
+            return self.windowed(self.filled(middle, pads, self.near(bias)), grid, none, taps)
+        if way < 0.85:
+            number = bias[0] if self.chance(0.7) else self.dtype.type(0)
+            middle = self.conv(x, channels, bias=np.full(channels, number))
+            padded = self.padded(middle, pads, float(self.near(number)))
+            return self.windowed(padded, grid, none, taps)
         number = 0.0 if self.chance(0.8) else 0.5
-        return self.windowed(self.pad(middle, pads, number=number), grid, none, taps)
-
-    def filled(self, x: Value, pads: Ints, value: Any) -> Value:
-        """Zero padding overwritten by ``value`` per channel, axis by axis (BNAndPad)."""
-        if self.opset < 11:
-            raise Impossible
-        padded = self.pad(x, pads)
-        rest = [(i, p) for i, p in enumerate(pads) if p]
-        by_range = self.chance(0.5)
-        for i, width in rest if self.chance(0.95) else rest[1:]:
-            end, axis = divmod(i, self.rank)
-            padded = self.assigned(padded, axis + 2, bool(end), width, value, by_range)
-        return padded
-
-    def assigned(
-        self, x: Value, axis: int, end: bool, width: int, value: Any, by_range: bool
-    ) -> Value:
-        """One strip set by ScatterND: with constant indices, or with a slice of a Range."""
-        shape = [self.batch, x.channels, *x.lengths]
-        low = shape[axis] - width if end else 0
-        column = np.asarray(value, self.dtype).reshape(1, -1, *self.ones())
-        if not by_range:
-            strip = [np.arange(n) for n in shape]
-            strip[axis] = np.arange(low, low + width)
-            indices = np.stack(np.meshgrid(*strip, indexing="ij"), axis=-1)
-            updates = np.broadcast_to(column, indices.shape[:-1])
-            return self.same(x, "ScatterND", self.initializer(indices), self.initializer(updates))
-        order = list(range(len(shape)))
-        order[0], order[axis] = axis, 0
-        (turned,) = self.node("Transpose", [x.name], perm=order)
-        (sizes,) = self.node("Shape", [turned])
-        zero, one = (self.initializer(np.array(n, np.int64)) for n in (0, 1))
-        (size,) = self.node("Gather", [sizes, zero])
-        (steps,) = self.node("Range", [zero, size, one])
-        bounds = [
-            self.initializer(np.array([n], np.int64))
-            for n in ((-width, FAR) if end else (0, width))
-        ]
-        (rows,) = self.node("Slice", [steps, *bounds])
-        (part,) = self.node("Slice", [turned, *bounds, self.initializer(np.array([0], np.int64))])
-        (wanted,) = self.node("Shape", [part])
-        (spread,) = self.node("Expand", [self.constant(column.transpose(order)), wanted])
-        last = {"axes": [1]} if self.opset < 13 else {}
-        axes = [] if last else [self.initializer(np.array([1], np.int64))]
-        (rows,) = self.node("Unsqueeze", [rows, *axes], **last)
-        (done,) = self.node("ScatterND", [turned, rows, spread])
-        return self.value(self.node("Transpose", [done], perm=order)[0], x.channels, x.lengths)
+        padded = self.padded(self.conv(x, channels), pads, number)
+        return self.windowed(padded, grid, none, taps)
 
     def pointwise_last(self, x: Value, grid: Grid) -> Value:
         """A window, often depthwise, then 1×1; the stride on either."""
@@ -131,13 +108,14 @@ class Brancher(Writer):
         groups = x.channels if self.chance(0.6) else None
         pads = self.fit(grid, taps)
         if self.chance(0.3) and grid.slack == self.ones(-1):
-            unit = Grid(self.ones(), grid.slack, middle)
+            unit = replace(grid, strides=self.ones(), channels=middle)
             x = self.conv(x, middle, taps, None, None, self.fit(unit, taps), groups)
             return self.conv(x, grid.channels, strides=grid.strides)
         if self.chance(0.3):
-            x = self.pool(x, taps, grid.strides, pads)
+            x = self.pool(x, taps, grid.strides, pads, auto=self.auto(grid))
         else:
-            x = self.conv(x, middle, taps, None, grid.strides, pads, groups)
+            auto = self.auto(grid)
+            x = self.conv(x, middle, taps, None, grid.strides, pads, groups, auto=auto)
         return self.conv(self.decorated(x, 0.3), grid.channels)
 
     def separable(self, x: Value, grid: Grid) -> Value:
@@ -172,18 +150,43 @@ class Brancher(Writer):
         if grid.channels != x.channels:
             raise Impossible
         taps = self.taps()
-        return self.pool(x, taps, grid.strides, self.fit(grid, taps))
+        return self.pool(x, taps, grid.strides, self.fit(grid, taps), auto=self.auto(grid))
+
+    def averaged(self, x: Value, grid: Grid) -> Value:
+        """An average of real pixels alone, with affines or 1×1 around it."""
+        taps = self.taps()
+        pads, channels = self.fit(grid, taps), grid.channels
+        before = self.decorated(self.conv(x, channels) if channels != x.channels else x, 0.5)
+        auto = self.auto(grid)
+        pooled = self.pool(before, taps, grid.strides, pads, auto=auto, counted=0)
+        return self.decorated(pooled, 0.9)
+
+    def flat(self, x: Value, grid: Grid) -> Value:
+        """A window of one axis more over a tensor that was given one."""
+        taps, auto = self.taps(), self.auto(grid)
+        pads, strides = self.fit(grid, taps), grid.strides
+
+        def inner(y: Value, axis: int) -> Value:
+            more = self.pick([1, 1, 3])
+            wide = (*taps[:axis], more, *taps[axis:])
+            steps = (*strides[:axis], 1, *strides[axis:])
+            around = self.with_axis(pads, axis, more // 2)
+            found = self.conv(y, grid.channels, wide, None, steps, around, auto=auto)
+            return self.normalised(found)[0] if self.chance(0.3) else found
+
+        if self.rank == 3:
+            raise Impossible
+        return self.widened(x, inner)
 
     def cropped(self, x: Value, grid: Grid) -> Value:
         """Too much padding made good by a Slice or a negative Pad, before or behind."""
         axis, amount = self.integer(0, self.rank - 1), self.integer(1, 2)
-        more = tuple(s + 2 * amount if i == axis else s for i, s in enumerate(grid.slack))
         if self.chance(0.5):
             both = tuple(amount if i % self.rank == axis else 0 for i in range(2 * self.rank))
             return self.plain(self.pad(x, both), self.shifted(grid, axis, -2 * amount))
         if grid.strides[axis] > 1:
             raise Impossible
-        x = self.plain(x, Grid(grid.strides, more, grid.channels))
+        x = self.plain(x, self.shifted(grid, axis, 2 * amount))
         if self.chance(0.4):
             return self.pad(
                 x, tuple(-amount if i % self.rank == axis else 0 for i in range(2 * self.rank))
@@ -192,7 +195,7 @@ class Brancher(Writer):
 
     def shifted(self, grid: Grid, axis: int, by: int) -> Grid:
         slack = tuple(s + by if i == axis else s for i, s in enumerate(grid.slack))
-        return Grid(grid.strides, slack, grid.channels)
+        return replace(grid, slack=slack)
 
     def uneven(self, x: Value, grid: Grid) -> Value:
         """Another length rule, equal lengths at most by coincidence."""
@@ -210,7 +213,7 @@ class Brancher(Writer):
             parts.reverse()
         outs = (out, grid.channels - out)
         made = [
-            self.branch(p, Grid(grid.strides, grid.slack, o)) if self.chance(0.8) else p
+            self.branch(p, replace(grid, channels=o)) if self.chance(0.8) else p
             for p, o in zip(parts, outs, strict=True)
         ]
         return self.concat(made)
@@ -221,7 +224,7 @@ class Brancher(Writer):
             raise Impossible
         out = self.integer(1, grid.channels - 1)
         return self.concat(
-            [self.branch(x, Grid(grid.strides, grid.slack, o)) for o in (out, grid.channels - out)]
+            [self.branch(x, replace(grid, channels=o)) for o in (out, grid.channels - out)]
         )
 
     def concat(self, parts: Sequence[Value]) -> Value:
@@ -244,7 +247,7 @@ class Brancher(Writer):
         kinds: list[Callable[[Value, Grid], Value]] = [self.plain] * 6
         kinds += [self.pointwise_first] * 4 + [self.pointwise_last] * 3 + [self.skip] * 4
         kinds += [self.separable, self.expanded, self.cropped, self.divided, self.stacked] * 2
-        kinds += [self.pooled, self.bent, self.nested, self.uneven]
+        kinds += [self.pooled, self.bent, self.nested, self.uneven, self.averaged, self.flat]
         for _ in range(6):
             try:
                 found = self.pick(kinds)(x, grid)
@@ -273,7 +276,7 @@ class Brancher(Writer):
         return x
 
     def decoration(self, x: Value) -> Value:
-        kind = self.integer(0, 21)
+        kind = self.integer(0, 23)
         if kind < 8:
             return self.normalised(x)[0]
         if kind < 15:
@@ -291,6 +294,13 @@ class Brancher(Writer):
             return self.conv(x, x.channels, groups=self.pick([1, x.channels]))
         if kind == 20 and x.channels > 1:
             return self.concat(self.split(x, [1, x.channels - 1]))
+        if kind == 21:
+            return self.same(x, "Cast", to=self.kind)
+        if kind >= 22:
+            try:
+                return self.with_map(x)
+            except Impossible:
+                pass
         return self.with_constant(x, "Add", stray=True)
 
     def with_constant(self, x: Value, op: str, stray: bool = False) -> Value:

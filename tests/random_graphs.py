@@ -15,6 +15,7 @@ from math import prod
 import numpy as np
 from onnx import ModelProto, helper
 from random_branches import Brancher
+from random_layouts import Last
 from random_operators import Impossible, Value
 
 
@@ -27,7 +28,12 @@ class Sample:
 
 
 class Maker(Brancher):
-    """Builds blocks of parallel branches and what stands between them."""
+    """Builds blocks of parallel branches and what stands between them.
+
+    A model that is ``inland`` has most of its channels last.
+    """
+
+    inland = False
 
     def loose(self, x: Value) -> Value:
         """One operator that changes the lengths as it likes."""
@@ -71,6 +77,7 @@ class Maker(Brancher):
         for _ in range(min(self.pick([1, 2, 2, 3]), blocks)):
             before = x
             steps = [self.block] * 5 + ([self.loose] if self.chance(0.3) else [])
+            steps = [self.sea] if self.inland and self.chance(0.8) else steps
             try:
                 x = self.pick(steps)(x)
                 x = self.nonlinear(x) if self.chance(0.6) else x
@@ -79,6 +86,17 @@ class Maker(Brancher):
             if prod(x.lengths) * x.channels > 3000:
                 break
         return x
+
+    def sea(self, x: Value) -> Value:
+        """An island, in which a few operators take the channels first."""
+
+        def convolve(y: Value) -> Value:
+            kind = self.rng.random()
+            if kind < 0.6:
+                return self.branch(y, self.grid(y))
+            return self.decoration(y) if kind < 0.8 else self.block(y)
+
+        return self.island(x, convolve)
 
     def conditional(self, x: Value) -> None:
         """An If whose branches read ``x`` from the outer scope."""
@@ -95,15 +113,22 @@ class Maker(Brancher):
         """The whole model, at most ``blocks`` blocks between its inputs and outputs."""
         high = {1: 13, 2: 11, 3: 6}[self.rank]
         lengths = [self.integer(3, high) for _ in range(self.rank)]
-        x = self.value("x", self.pick([1, 2, 3, 4, 4, 6, 8]), lengths)
-        sources = [x]
+        channels = self.pick([1, 2, 3, 4, 4, 6, 8])
+        self.inland = self.chance(0.3)
+        if self.inland and self.chance(0.5):
+            source = self.last("x", channels, lengths)
+            x = self.back(source)
+        else:
+            source = x = self.value("x", channels, lengths)
+        sources: list[Value | Last] = [source]
         last = self.stages(x, blocks)
         if self.chance(0.12):
             y = self.value("y", last.channels, last.lengths)
             sources.append(y)
             last = self.stages(self.joined([last, y]), blocks)
         inner = [v for v in self.values if v.name != last.name and v not in sources]
-        outputs = [last] if last.name != "x" else [self.same(x, "Relu")]
+        lasts = [v for v in self.lasts if v not in sources]
+        outputs: list[Value | Last] = [last] if last.name != "x" else [self.same(x, "Relu")]
         if inner and self.chance(0.2):
             outputs += {v.name: v for v in (self.pick(inner) for _ in range(2))}.values()
         if inner and self.chance(0.05):
@@ -111,23 +136,26 @@ class Maker(Brancher):
             outputs.append(self.values[-1])
         if inner and self.chance(0.1):
             outputs.append(self.same(self.pick(inner), "Relu"))
+        if lasts and self.chance(0.4):
+            outputs.append(self.pick(lasts))
         return self.model(sources, outputs)
 
-    def model(self, sources: list[Value], outputs: list[Value]) -> Sample:
+    def model(self, sources: list[Value | Last], outputs: list[Value | Last]) -> Sample:
         nominal: dict[str, int] = {}
-        dynamic = self.pick([(), (), ("N",), ("N", "S0", "S1", "S2"), ("S0",), ("S0", "S1", "S2")])
         tied = self.chance(0.1) and len(set(sources[0].lengths)) == 1
         infos = []
         for value in sources:
             dims: list[int | str] = []
             for i, size in enumerate((self.batch, value.channels, *value.lengths)):
                 name = "N" if i == 0 else f"S{0 if tied else i - 2}"
-                if i == 1 or name not in dynamic:
+                if i == 1 or name not in self.dynamic:
                     dims.append(size)
                     continue
                 name = name if value is sources[0] or i == 0 else f"{name}_{value.name}"
                 nominal[name] = size
                 dims.append(name)
+            if isinstance(value, Last):
+                dims.append(dims.pop(1))
             infos.append(helper.make_tensor_value_info(value.name, self.kind, dims))
         free = self.overridable
         infos += [helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in free]

@@ -16,6 +16,8 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 Ints = tuple[int, ...]
 FAR = 2**63 - 1
+DYNAMIC = [(), (), ("N",), ("N", "S0", "S1", "S2"), ("S0",), ("S0", "S1", "S2")]
+"""Which of batch and lengths may be open."""
 
 
 class Impossible(Exception):  # noqa: N818
@@ -43,6 +45,7 @@ class Writer:
         self.dtype = helper.tensor_dtype_to_np_dtype(self.kind)
         self.rank = self.pick([1, 1, 2, 2, 2, 2, 2, 2, 2, 3])
         self.batch = self.integer(1, 3)
+        self.dynamic: tuple[str, ...] = self.pick(DYNAMIC)
         self.plain_constants = self.chance(0.6)
         self.named = self.chance(0.9)
         self.nodes: list[NodeProto] = []
@@ -51,6 +54,10 @@ class Writer:
         self.kernels: dict[Ints, list[str]] = {}
         self.values: list[Value] = []
         self.count = 0
+
+    def open(self, axis: int) -> bool:
+        """Whether the size of a tensor axis (0: batch, 2 …: lengths) may be open."""
+        return ("N" if axis == 0 else f"S{axis - 2}") in self.dynamic
 
     def chance(self, probability: float) -> bool:
         return bool(self.rng.random() < probability)
@@ -141,25 +148,32 @@ class Writer:
             found.append(room // strides[i] + 1)
         return tuple(found)
 
+    def same_pads(self, x: Value, taps: Ints, dilations: Ints, strides: Ints) -> tuple[Ints, Ints]:
+        """The pads of SAME_UPPER and SAME_LOWER at the nominal sizes."""
+        totals = []
+        for size, k, d, s in zip(x.lengths, taps, dilations, strides, strict=True):
+            totals.append(max((-(-size // s) - 1) * s + d * (k - 1) + 1 - size, 0))
+        small, large = tuple(t // 2 for t in totals), tuple(t - t // 2 for t in totals)
+        return small + large, large + small
+
     def window(
-        self, x: Value, taps: Ints, dilations: Ints, strides: Ints, pads: Ints
+        self, x: Value, taps: Ints, dilations: Ints, strides: Ints, pads: Ints, auto: str = ""
     ) -> dict[str, Any]:
-        """Attributes of a window, with ``auto_pad`` where it means the same at these sizes."""
+        """Attributes of a window: ``auto`` pads, or ``pads``, written as the same thing now."""
         found: dict[str, Any] = {"kernel_shape": taps}
         if any(s > 1 for s in strides) or self.chance(0.5):
             found["strides"] = strides
         wide = any(d > 1 for d in dilations)
         if wide:
             found["dilations"] = dilations
-        totals = []
-        for size, k, d, s in zip(x.lengths, taps, dilations, strides, strict=True):
-            totals.append(max((-(-size // s) - 1) * s + d * (k - 1) + 1 - size, 0))
-        upper = tuple(t // 2 for t in totals) + tuple(t - t // 2 for t in totals)
-        if not any(pads) and self.chance(0.3):
+        upper, lower = self.same_pads(x, taps, dilations, strides)
+        if auto:
+            found["auto_pad"] = auto
+        elif not any(pads) and self.chance(0.3):
             found["auto_pad"] = "VALID"
         elif pads == upper and not wide and self.chance(0.3):
             found["auto_pad"] = "SAME_UPPER"
-        elif pads == upper[self.rank :] + upper[: self.rank] and not wide and self.chance(0.3):
+        elif pads == lower and not wide and self.chance(0.3):
             found["auto_pad"] = "SAME_LOWER"
         elif any(pads):
             found["pads"] = pads
@@ -174,9 +188,15 @@ class Writer:
         strides: Ints | None = None,
         pads: Ints | None = None,
         groups: int | None = None,
+        *,
+        auto: str = "",
+        bias: Any = None,
     ) -> Value:
+        """A Conv; ``bias`` are its values, else it has one or not as it comes."""
         taps, dilations = taps or self.ones(), dilations or self.ones()
         strides, pads = strides or self.ones(), pads or (0,) * 2 * self.rank
+        if auto:
+            pads = self.same_pads(x, taps, dilations, strides)[auto == "SAME_LOWER"]
         if groups is None:
             common = gcd(x.channels, out)
             divisors = [g for g in range(1, 9) if common % g == 0]
@@ -185,9 +205,11 @@ class Writer:
             raise Impossible
         lengths = self.lengths(x, taps, dilations, strides, pads)
         inputs = [x.name, self.kernel(out, x.channels // groups, *taps)]
-        if self.chance(0.6):
+        if bias is not None:
+            inputs.append(self.constant(bias))
+        elif self.chance(0.6):
             inputs.append(self.vector(out) if self.chance(0.85) else self.constant(np.zeros(out)))
-        attributes = self.window(x, taps, dilations, strides, pads)
+        attributes = self.window(x, taps, dilations, strides, pads, auto)
         if groups > 1:
             attributes["group"] = groups
         if self.chance(0.2):
@@ -195,20 +217,31 @@ class Writer:
         return self.value(self.node("Conv", inputs, **attributes)[0], out, lengths)
 
     def pool(
-        self, x: Value, taps: Ints, strides: Ints, pads: Ints, kind: str = "AveragePool"
+        self,
+        x: Value,
+        taps: Ints,
+        strides: Ints,
+        pads: Ints,
+        kind: str = "AveragePool",
+        *,
+        auto: str = "",
+        counted: float = 0.6,
     ) -> Value:
+        """A pool; an average counts its padding with the probability ``counted``."""
         dilations = self.ones()
+        if auto:
+            pads = self.same_pads(x, taps, dilations, strides)[auto == "SAME_LOWER"]
         lengths = list(self.lengths(x, taps, dilations, strides, pads))
         if any(p >= taps[i % self.rank] for i, p in enumerate(pads)):
             raise Impossible
-        attributes = self.window(x, taps, dilations, strides, pads)
+        attributes = self.window(x, taps, dilations, strides, pads, auto)
         if self.chance(0.15) and self.opset >= 10 and "auto_pad" not in attributes:
             attributes["ceil_mode"] = 1
             for i, s in enumerate(strides):
                 room = x.lengths[i] + pads[i] + pads[i + self.rank] - taps[i]
                 lengths[i] = -(-room // s) + 1
                 lengths[i] -= (lengths[i] - 1) * s >= x.lengths[i] + pads[i]
-        if kind == "AveragePool" and self.chance(0.75):
+        if kind == "AveragePool" and self.chance(counted):
             attributes["count_include_pad"] = 1
         return self.value(self.node(kind, [x.name], **attributes)[0], x.channels, lengths)
 
@@ -225,6 +258,12 @@ class Writer:
         name = self.node("BatchNormalization", [x.name, *names], outputs, **attributes)[0]
         zero = beta - mean * gamma / np.sqrt(variance + self.dtype.type(epsilon))
         return self.value(name, c, x.lengths), zero
+
+    def shaped(self, op: str, name: str, axes: Sequence[int]) -> str:
+        """Squeeze or Unsqueeze."""
+        if self.opset < 13:
+            return self.node(op, [name], axes=list(axes))[0]
+        return self.node(op, [name, self.ints(*axes)])[0]
 
     def pad(self, x: Value, pads: Ints, mode: str = "constant", number: float = 0.0) -> Value:
         """Padding of the spatial axes; negative amounts crop."""

@@ -154,3 +154,50 @@ def test_half_precision_rounds_a_map_once():
     fused, report = onnxfuse.fuse(half)
     assert report.regions[0].constant == "map"
     assert {t.data_type for t in fused.graph.initializer} == {onnx.TensorProto.FLOAT16}
+
+
+def test_an_approximation_is_marked_measured_and_stable():
+    original = block("[1,4,8,8]")
+    fused, report = onnxfuse.fuse(original, approximate_borders=True)
+    assert ops(fused) == ["Conv", "Relu"]
+    (region,) = report.regions
+    assert region.approximate
+    assert region.error is not None
+    assert region.error.exact <= region.error.bound
+    assert region.error.border > 1e-3
+    assert report.verification is not None
+    assert report.verification.status == "approximate"
+    assert [e.key for e in fused.metadata_props] == ["onnxfuse"]
+    assert "approximate borders in 1 region" in fused.metadata_props[0].value
+    given = feeds(original, 8)
+    expected, actual = (session(m).run(None, given)[0] for m in (original, fused))
+    np.testing.assert_array_equal(actual[..., 1:-1, 1:-1], expected[..., 1:-1, 1:-1])
+    assert (actual != expected).any()
+    assert onnxfuse.plan(original, approximate_borders=True).regions[0].approximate
+    again, second = onnxfuse.fuse(fused, approximate_borders=True)
+    assert not second.changed
+    assert again == fused
+
+
+def test_what_is_exact_anyway_is_not_marked():
+    original = model(
+        "(float[1,4,8,8] x) => (float[] y) { a = Conv<pads = [1,1,1,1]>(x, w) "
+        "p = Conv(x, v) q = Conv<pads = [1,1,1,1]>(p, u) s = Add(a, q) y = Relu(s) }",
+        w=(4, 4, 3, 3), v=(4, 4, 1, 1), u=(4, 4, 3, 3),
+    )  # fmt: skip
+    fused, report = onnxfuse.fuse(original, approximate_borders=True)
+    assert ops(fused) == ["Conv", "Relu"]
+    assert not report.regions[0].approximate
+    assert not fused.metadata_props
+    assert report.verification is not None
+    assert report.verification.status == "passed"
+
+
+def test_a_size_without_an_interior_is_not_approximated():
+    """Every position of a 2×2 output sees a border."""
+    original = block("[1,4,2,2]")
+    fused, report = onnxfuse.fuse(original, approximate_borders=True)
+    assert not any(region.approximate for region in report.regions)
+    given = feeds(original, 2)
+    expected, actual = (session(m).run(None, given)[0] for m in (original, fused))
+    np.testing.assert_array_equal(actual, expected)

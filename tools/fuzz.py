@@ -1,6 +1,7 @@
 """Fuse random models and check everything that must hold of the result.
 
     python tools/fuzz.py --graphs 20000 --seed 0 [--only-seed N] [--blocks B] [--keep-going]
+                         [--approximate]
 
 Prints how often which operators and refusals were met, every failure with its seed and the
 smallest model found that still fails, and exits with 1 if there was one.
@@ -13,6 +14,7 @@ import sys
 import time
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnxruntime as ort
@@ -21,7 +23,7 @@ from onnx import ModelProto
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from checking import Finding, Outcome, examine
+from checking import Finding, Outcome, examine, examine_approximate
 from comparing import Rejected
 from fuzz_shrink import listing, shrink
 from random_graphs import Sample, make
@@ -32,13 +34,20 @@ def worst(outcome: Outcome) -> Finding:
     return min(outcome.findings, key=lambda finding: finding.severity)
 
 
-def describe(outcome: Outcome, sample: Sample) -> str:
+def checked(model: ModelProto, nominal: Mapping[str, int], seed: int, approximate: bool) -> Outcome:
+    """What comes of a model."""
+    if approximate:
+        return examine_approximate(model, nominal, seed)
+    return examine(model, nominal, seed, full=True)
+
+
+def describe(outcome: Outcome, sample: Sample, approximate: bool) -> str:
     """The failures of a seed, the worst one with the smallest model found that shows it."""
     first = worst(outcome)
 
     def fails(model: ModelProto) -> bool:
         try:
-            found = examine(model, sample.nominal, outcome.seed, full=True)
+            found = checked(model, sample.nominal, outcome.seed, approximate)
         except Rejected:  # it runs, but cannot be judged
             return False
         return any(finding.kind == first.kind for finding in found.findings)
@@ -55,6 +64,7 @@ def main() -> int:
     parser.add_argument("--only-seed", type=int, help="check one seed")
     parser.add_argument("--blocks", type=int, default=3, help="blocks one behind the other")
     parser.add_argument("--keep-going", action="store_true", help="do not stop at a failure")
+    parser.add_argument("--approximate", action="store_true", help="with approximate borders")
     options = parser.parse_args()
     warnings.simplefilter("error")
     ort.set_default_logger_severity(4)
@@ -66,14 +76,14 @@ def main() -> int:
     began = time.monotonic()
     for seed in seeds:
         sample = make(seed, options.blocks)
-        outcome = examine(sample.model, sample.nominal, seed, full=True)
+        outcome = checked(sample.model, sample.nominal, seed, options.approximate)
         tally(outcome, totals, operators, codes)
         if outcome.findings:
             broken.append(seed)
             kind = worst(outcome).kind
             kinds[kind] += 1
             if kinds[kind] <= 2:
-                print(f"[{kind}]\n{describe(outcome, sample)}\n", flush=True)
+                print(f"[{kind}]\n{describe(outcome, sample, options.approximate)}\n", flush=True)
             if not options.keep_going:
                 break
     print(f"seeds {seeds.start} to {seeds.stop - 1}, {time.monotonic() - began:.0f} s")

@@ -95,7 +95,7 @@ def without_border(form: Form, facts: Facts) -> Form | Refusal:
             "the border before it holds different values on different sides, none of them the "
             "response of what precedes it to zero",
         )
-    matched = form.matched
+    matched = form.matched or any(side.value is not value for side in form.border)
     if value is not None and facts.equal(value, None, form.channels):
         value, matched = None, True  # a pad value within rounding of zero
     widths = [[0, 0] for _ in range(form.rank)]

@@ -25,8 +25,8 @@ from onnxfuse.refusal import Code, Refusal
 class AddMap:
     """``y = x + sign · map``; ``shape`` is the map's, aligned to the tensor's axes.
 
-    ``name`` is the stored constant's. A map that is not ``readable`` yet, because fusing made it
-    and nothing has computed it, is never looked into.
+    ``name`` is the stored constant's. A map that is not ``readable``, because fusing made it, is
+    never looked into: it is what was left when nothing more could be said.
     """
 
     name: str
@@ -53,9 +53,12 @@ class AddMap:
             return self.sign * np.broadcast_to(stored, wide)
 
         if self.readable and (split := _split(base())) is not None:
-            return _framed(form, *split, facts)
+            framed = _framed(form, *split, facts)
+            # an approximation may drop strips that carry no data, and these may carry some
+            if not facts.interior_only or (isinstance(framed, Form) and not framed.border):
+                return framed
         stands = self.sign > 0 and form.in_base_layout and tuple(shape) == wide
-        name = self.name if stands else f"{self.name} (as {form.layout} · {self.sign})"
+        name = self.name if stands else f"{self.name} (as {form.layout} · {self.sign} · {wide})"
         source = Source(name, form.channels, lengths, load=base, stands=stands)
         term = Term(source, ex.identity(form.channels, form.rank, "map"))
         return replace(form, terms=(*form.terms, term))

@@ -43,8 +43,10 @@ def relaid(model: Any, view: View, admitted: Callable[[str], bool], build: Build
     for index in found.inputs.keys() | found.outputs.keys():
         inputs, outputs = found.inputs.get(index, {}), found.outputs.get(index, {})
         relayout.rename(copy, index, inputs, outputs)
+    stored = []
     for index, (_, moved) in found.moved.items():
         kinds = [view.shapes.type_of(name) for name in view.graph.nodes[index].inputs]
-        relayout.adjust(copy, index, moved.attributes, moved.constants, kinds, fresh)
+        stored += relayout.adjust(copy, index, moved.attributes, moved.constants, kinds, fresh)
     relayout.rearrange(copy, view.graph, found.dropped, found.inserted, found.raised, build)
+    relayout.store(copy, stored)
     return Relaid(copy, found, view)

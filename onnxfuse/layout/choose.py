@@ -53,6 +53,7 @@ class Choice:
     members: dict[int, list[Node]]
     view: View
     admitted: Callable[[str], bool]
+    homes: frozenset[str] = frozenset()
 
     def needed(self, family: Family, use: Use) -> Perm:
         """The layout in which a reader takes the family's tensor."""
@@ -97,8 +98,11 @@ class Choice:
 def choose(view: View, admitted: Callable[[str], bool]) -> Choice:
     """The choice for a model; no group moves where nothing is saved."""
     choice = Choice(_families(view, admitted), {}, {}, {}, view, admitted)
-    if not any(family.transposes for family in choice.families.values()):
+    found = choice.families.values()
+    if not any(family.transposes for family in found):
         return choice
+    copies = (out for family in found for node in family.transposes for out in node.outputs)
+    choice.homes = frozenset([*choice.families, *copies])
     _group(choice)
     touching: dict[int, list[Family]] = {}
     for family in choice.families.values():
@@ -247,5 +251,9 @@ def _can_move(choice: Choice, number: int, perm: Perm) -> bool:
         first, *_ = rules.operands(node, view) or (0,)
         shape = view.shape(node.inputs[first])
         if shape is None or len(shape) != len(perm) or rules.moved(node, perm, view) is None:
+            return False
+        made = () if rules.absorbs(node) else filter(None, node.outputs)
+        read = (node.inputs[position] for position in rules.operands(node, view) or ())
+        if not choice.homes.issuperset([*made, *read]):
             return False
     return True

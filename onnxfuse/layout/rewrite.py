@@ -111,7 +111,8 @@ class _Family:
             fits = node.inputs[0] == self.family.name and self._perm(node) == layout
             if fits and (not wanted or node.outputs[0] in wanted):
                 kept.add(node.index)
-                if min(self._readers(layout), default=node.index) < node.index:
+                others = any(name != node.outputs[0] for name in wanted)
+                if others or min(self._readers(layout), default=node.index) < node.index:
                     self.found.raised.setdefault(self._place(), []).append(node.index)
                 return node.outputs[0]
         identity = tuple(range(self.family.rank))

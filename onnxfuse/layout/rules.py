@@ -67,10 +67,10 @@ def operands(node: Node, view: View) -> tuple[int, ...] | None:
     if not node.standard:
         return None
     data = [i for i, n in enumerate(node.inputs) if n and not view.constants.known(n)]
-    if node.op_type in UNARY | REDUCE or node.op_type in _AXES:
-        allowed = data == [0]
-    elif node.op_type == "Concat":
+    if node.op_type == "Concat":
         allowed = len(data) == len(node.inputs)
+    elif node.op_type in UNARY | REDUCE or node.op_type in _AXES:
+        allowed = data == [0]
     else:
         allowed = node.op_type in NARY and bool(data)
     shapes = [view.shape(node.inputs[i]) for i in data]
@@ -148,15 +148,15 @@ def _slice(node: Node, perm: Perm, view: View) -> Moved | None:
     if starts is None:
         return None
     axes = _given(node, view, "axes", 3)
-    if axes is None and (node.input(3) or len(node.inputs) == 3):
-        return None
+    if axes is None and len(node.inputs) > 1:
+        return None  # a new input would have to be of the type of the others
     axes = list(range(len(starts))) if axes is None else axes
     return _written(node, "axes", 3, [perm.index(axis % len(perm)) for axis in axes])
 
 
 def _reduce(node: Node, perm: Perm, view: View) -> Moved | None:
     axes = _given(node, view, "axes", 1)
-    if axes is None:
+    if not axes:
         return None
     gone = {axis % len(perm) for axis in axes}
     rest = [axis for axis in perm if axis not in gone]
@@ -172,7 +172,7 @@ def _given(node: Node, view: View, name: str, position: int) -> list[int] | None
 
 
 def _written(node: Node, name: str, position: int, values: list[int]) -> Moved:
-    if name in node.attributes:
+    if name in node.attributes or len(node.inputs) == 1:
         return Moved({name: values})
     return Moved(constants={position: _int64(values)})
 

@@ -74,7 +74,9 @@ def _sum_or_shift(node: Node, view: View, signs: tuple[int, int]) -> Lifted | Re
     if isinstance(found, Refusal):
         return found
     x_sign, c_sign = (signs[1], signs[0]) if found.first else signs
-    return Lifted.one(node, _shift(node.op_type, found, x_sign, c_sign), found.operand)
+    law = _shift(node.op_type, found, x_sign, c_sign)
+    fixed = isinstance(law, Alias) and found.sized
+    return Lifted.one(node, law, found.operand, fixed=fixed)
 
 
 def _map(node: Node, view: View, signs: tuple[int, int]) -> Lifted | None:
@@ -89,7 +91,7 @@ def _map(node: Node, view: View, signs: tuple[int, int]) -> Lifted | None:
     full = tuple(int(size or 0) for size in (*[1] * (len(data) - len(shape)), *shape))
     if sum(size != 1 for size in full) < 2 or full[0] != 1:
         return None
-    readable = not view.constants.pending(constant)
+    readable = not node.fused
     law = AddMap(constant, full, lambda: view.float64(constant), signs[known[1]], readable)
     return Lifted.one(node, law, operand, fixed=True)
 
@@ -122,7 +124,7 @@ def lift_mul(node: Node, view: View) -> Lifted | Refusal | None:
     if found is None or isinstance(found, Refusal):
         return found
     if np.all(found.read() == 1):
-        return Lifted.one(node, Alias(), found.operand)
+        return Lifted.one(node, Alias(), found.operand, fixed=found.sized)
     return Lifted.one(node, Scale("Mul", found.axis, found.size, found.read, None), found.operand)
 
 
@@ -133,7 +135,7 @@ def lift_div(node: Node, view: View) -> Lifted | Refusal | None:
     if found.first:
         return None  # c / x is not linear
     if np.all(found.read() == 1):
-        return Lifted.one(node, Alias(), found.operand)
+        return Lifted.one(node, Alias(), found.operand, fixed=found.sized)
 
     def inverse() -> Array:
         with np.errstate(divide="ignore"):
@@ -160,6 +162,11 @@ class Constant:
     axis: int | None
     size: int
     read: Callable[[], Array]
+
+    @property
+    def sized(self) -> bool:
+        """Whether it holds at one size of the operand only: it varies over another axis than 1."""
+        return self.axis is not None and self.axis != 1
 
 
 def _constant_side(node: Node, view: View) -> Constant | Refusal | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxfuse.algebra.laws import Loader
 from onnxfuse.algebra.padding import Fill
 from onnxfuse.lift.common import Lifted, View, unknown_shape
 from onnxfuse.model.graph import Node
@@ -25,8 +26,9 @@ def lift_scatter_nd(node: Node, view: View) -> Lifted | Refusal | None:
         return unknown_shape(data)
     if not view.known(indices_name):
         return _dynamic(node, view, len(shape))
-    if not view.known(updates_name):
-        return view.dynamic(updates_name, "its updates")
+    if not view.known(updates_name):  # some sizes may be certain, others open
+        open_ = _dynamic(node, view, len(shape))
+        return open_ if isinstance(open_, Lifted) else view.dynamic(updates_name, "its updates")
     indices, updates = view.constants.value(indices_name), view.constants.value(updates_name)
     if indices is None or updates is None:
         return Refusal(Code.SIZE, "its indices or updates are too large to compute")
@@ -101,25 +103,55 @@ def _along(flat: Any, rows: Any, axis: int, depth: int) -> Any:
     return moved[:, 0] if np.all(moved == moved[:, :1]) else None
 
 
+def per_axis(array: Any, axis: int) -> tuple[int | None, Any] | None:
+    """The one axis other than ``axis`` that values vary over, and the values along it."""
+    if not array.size:
+        return None
+    first = array.reshape(-1)[0]
+    if np.all(array == first):
+        return None, np.array(first)
+    for over in range(array.ndim):
+        moved = np.moveaxis(array, over, 0).reshape(array.shape[over], -1)
+        if over != axis and np.all(moved == moved[:, :1]):
+            return over, moved[:, 0]
+    return None
+
+
 def _dynamic(node: Node, view: View, rank: int) -> Lifted | Refusal:
     """A border assignment at sizes that are known only when the model runs."""
     data, indices, updates = node.inputs[:3]
     strip = _range_slice(indices, data, view)
     if strip is None:
         return view.dynamic(indices, "its indices, or the axis they address,")
-    found = _expanded(updates, rank, view)
+    found = _updates(updates, rank, view)
     if found is None:
         return view.dynamic(updates, "its updates")
     end, width = strip
-    over, constant = found
-    law = Fill(0, end, width, over, lambda: view.float64(constant).reshape(-1))
-    return Lifted.one(node, law, data)
+    over, load = found
+    law = Fill(0, end, width, over, load)
+    certain = [size for size in view.shape(data) or () if size is not None]
+    fixed = len(certain) > 1  # a size beside the channels may be folded into what is computed
+    return Lifted.one(node, law, data, fixed=fixed)
+
+
+def _updates(name: str, rank: int, view: View) -> tuple[int | None, Loader] | None:
+    """What is assigned: the one axis it varies over, and how to read its values."""
+    if view.known(name):
+        found = per_axis(view.float64(name), 0)
+        return None if found is None else (found[0], lambda: found[1])
+    stretched = _expanded(name, rank, view)
+    if stretched is None:
+        return None
+    over, constant = stretched
+    return over, lambda: view.float64(constant).reshape(-1)
 
 
 def _range_slice(name: str, data: str, view: View) -> tuple[bool, int] | None:
     """The end and width of a strip of axis 0 given as a slice of ``Range(0, its size)``."""
     node = view.graph.producer.get(name)
     while node is not None and node.op_type in ("Unsqueeze", "Identity", "Cast"):
+        if node.op_type == "Unsqueeze" and _unsqueezed(node, view) not in ([1], [-1]):
+            return None  # anything else than one index to a row
         node = view.graph.producer.get(node.inputs[0])
     if node is None or node.op_type != "Slice":
         return None
@@ -137,6 +169,12 @@ def _range_slice(name: str, data: str, view: View) -> tuple[bool, int] | None:
     if low == 0 and 0 < high < 2**31 - 1:
         return False, high
     return (True, -low) if low < 0 and high >= 2**31 - 1 else None
+
+
+def _unsqueezed(node: Node, view: View) -> list[int] | None:
+    """The axes of an Unsqueeze."""
+    given: list[int] | None = node.attributes.get("axes")
+    return view.ints(node, 1) if given is None else given
 
 
 def _size_of(name: str, view: View) -> tuple[str, int] | None:

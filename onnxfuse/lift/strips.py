@@ -9,14 +9,13 @@ sizes may be open.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from onnxfuse.algebra.padding import Fill, Frame, Strip
-from onnxfuse.lift.border import expanded_constant
+from onnxfuse.lift.border import expanded_constant, per_axis
 from onnxfuse.lift.common import Lifted, View, unknown_shape
 from onnxfuse.model.graph import Node
+from onnxfuse.model.shapes import Shape
 from onnxfuse.refusal import Code, Refusal
 
 
@@ -35,10 +34,12 @@ def lift_frame(node: Node, view: View, axis: int) -> Lifted | Refusal | None:
     before, after = node.inputs[:place], node.inputs[place + 1 :]
     if len(before) > 1 or len(after) > 1:
         return Refusal(Code.UNSUPPORTED, "it joins several constants on one side")
+    if any(_pins(name, data[0], axis, view) for name in (*before, *after)):
+        return Refusal(Code.UNKNOWN_SHAPE, "it joins a constant of certain size to an open one")
     begin, end = (strips[part[0]] if part else None for part in (before, after))
     assert not isinstance(begin, Refusal)
     assert not isinstance(end, Refusal)
-    fixed = any(view.known(name) for name in (*before, *after))
+    fixed = any(_sized(name, view, axis) for name in (*before, *after))
     return Lifted.one(node, Frame(axis, begin, end), data[0], fixed=fixed)
 
 
@@ -68,16 +69,34 @@ def _strip(name: str, view: View, axis: int) -> Strip | Refusal | None:
     return Strip(int(width), over, lambda: view.float64(constant).reshape(-1))
 
 
-def per_axis(array: Any, axis: int) -> tuple[int | None, Any] | None:
-    """The one axis other than ``axis`` that values vary over, and the values along it."""
-    first = array.reshape(-1)[0]
-    if np.all(array == first):
-        return None, np.array(first)
-    for over in range(array.ndim):
-        moved = np.moveaxis(array, over, 0).reshape(array.shape[over], -1)
-        if over != axis and np.all(moved == moved[:, :1]):
-            return over, moved[:, 0]
-    return None
+def _laid(name: str, view: View) -> Shape | None:
+    """What is certain of the shape of a strip, in the order of its own axes."""
+    stretched = None if view.known(name) else expanded_constant(name, view)
+    if stretched is None:
+        return view.constants.shape(name)
+    node, _, order = stretched
+    shape = view.expanded(node)
+    return tuple(shape[place] for place in order) if shape and order else shape
+
+
+def _sized(name: str, view: View, axis: int) -> bool:
+    """Whether a strip fits one size only: some other than its width and the channels is certain."""
+    shape = _laid(name, view)
+    if view.known(name) or shape is None:
+        return True
+    return sum(size is not None for i, size in enumerate(shape) if i != axis) > 1
+
+
+def _pins(name: str, data: str, axis: int, view: View) -> bool:
+    """Whether the size of a strip decides one of the data that is open."""
+    own, shape = _laid(name, view), view.shape(data)
+    if own is None or shape is None or len(own) != len(shape):
+        return True
+    return any(
+        have is None and size is not None
+        for at, (have, size) in enumerate(zip(shape, own, strict=True))
+        if at != axis
+    )
 
 
 def lift_scatter_elements(node: Node, view: View) -> Lifted | Refusal | None:
@@ -97,7 +116,7 @@ def lift_scatter_elements(node: Node, view: View) -> Lifted | Refusal | None:
     updates = np.asarray(view.constants.value(updates_name)).astype(np.float64)
     wanted = [*shape]
     wanted[axis] = indices.shape[axis]
-    if list(indices.shape) != wanted or updates.shape != indices.shape:
+    if not indices.size or list(indices.shape) != wanted or updates.shape != indices.shape:
         return Refusal(Code.UNSUPPORTED, "it assigns to something else than a border strip")
     along = np.moveaxis(np.where(indices < 0, indices + size, indices), axis, 0)
     along = along.reshape(along.shape[0], -1)

@@ -242,7 +242,7 @@ class Constants:
 
 SHAPED_BY_INPUT = {
     "ConstantOfShape", "Expand", "Pad", "Reshape", "Resize", "Slice",
-    "Squeeze", "Tile", "Unsqueeze",
+    "Split", "Squeeze", "Tile", "Unsqueeze",
 }  # fmt: skip
 """Operators whose output shape is in an input that onnx's inference may not see through."""
 ROUNDS = 32

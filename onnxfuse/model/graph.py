@@ -17,10 +17,13 @@ from onnx import AttributeProto
 
 from onnxfuse.errors import InputError
 
+PROVENANCE = "onnxfuse"
+"""The metadata key that says what a fused node was."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Node:
-    """One node; ``index`` is its position in the file."""
+    """One node; ``index`` is its position in the file, ``fused`` says that fusing made it."""
 
     index: int
     name: str
@@ -29,6 +32,7 @@ class Node:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: dict[str, Any]
+    fused: bool = False
 
     @property
     def label(self) -> str:
@@ -160,6 +164,7 @@ def _node(index: int, proto: onnx.NodeProto) -> Node:
         tuple(proto.input),
         tuple(proto.output),
         {attribute.name: _value(attribute) for attribute in proto.attribute},
+        any(entry.key == PROVENANCE for entry in proto.metadata_props),
     )
 
 

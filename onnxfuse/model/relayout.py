@@ -30,8 +30,12 @@ def adjust(
     constants: Mapping[int, Any],
     kinds: Sequence[int],
     fresh: Callable[[str], str],
-) -> None:
-    """Give a node other attributes and other constant operands, of the types it had."""
+) -> list[TensorProto]:
+    """Give a node other attributes and other constant operands, of the types it had.
+
+    The new constants are to be stored (see `store`).
+    """
+    made = []
     node = model.graph.node[index]
     for name, value in attributes.items():
         kept = [attribute for attribute in node.attribute if attribute.name != name]
@@ -43,7 +47,18 @@ def adjust(
         name = fresh(f"{node.input[position] or node.name}_transposed")
         node.input[position] = name
         kind = kinds[position] if position < len(kinds) and kinds[position] else TensorProto.INT64
-        model.graph.initializer.append(tensors.make(name, array, kind))
+        made.append(tensors.make(name, array, kind))
+    return made
+
+
+def store(model: onnx.ModelProto, made: Sequence[TensorProto]) -> None:
+    """Keep new constants in a model whose nodes are in their places."""
+    if model.ir_version >= tensors.FREE_INITIALIZERS:
+        model.graph.initializer.extend(made)
+        return
+    nodes = [tensors.constant_node(tensor) for tensor in made] + list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 def rearrange(
@@ -68,37 +83,48 @@ def rearrange(
 
 
 def _sweep(model: onnx.ModelProto, graph: Graph) -> None:
-    """Constants that lost their last reader, and value_info of tensors that are gone."""
+    """Drop what lost its last reader, and what is said of tensors that are gone."""
     readers = Counter(name for node in model.graph.node for name in set(node.input))
     lost = {
         name
         for name in graph.consumers
         if not readers[name] and not graph.read_outside(name) and name not in graph.inputs_set
     }
+    gone = _dead(model, graph, readers, lost)
+    _drop(model.graph.node, lambda node: bool(gone.intersection(node.output)))
+    made = {name for node in model.graph.node for name in node.output}
+    gone = lost | (graph.producer.keys() - made)
+    _drop(model.graph.initializer, lambda tensor: tensor.name in lost)
+    _drop(model.graph.value_info, lambda value: value.name in gone)
+    _drop(model.graph.quantization_annotation, lambda entry: entry.tensor_name in gone)
+
+
+def _dead(model: onnx.ModelProto, graph: Graph, readers: Counter[str], lost: set[str]) -> set[str]:
+    """The tensors of nodes that only made what is ``lost``; ``lost`` grows by what those read."""
     made = {name for node in model.graph.node for name in node.output}
     queue = [graph.producer[name] for name in lost if name in graph.producer and name in made]
     gone: set[str] = set()
     while queue:
         node = queue.pop()
-        if any(readers[out] or graph.read_outside(out) for out in node.outputs if out):
+        outputs = [out for out in node.outputs if out]
+        if any(readers[out] or graph.read_outside(out) for out in outputs):
             continue
-        if node.outputs[0] in gone:
+        if gone.intersection(outputs):
             continue
-        gone.update(node.outputs)
-        for name in set(node.inputs):
+        gone.update(outputs)
+        for name in set(node.inputs) - {""}:
             readers[name] -= 1
-            if not readers[name] and name in graph.producer:
+            if readers[name] or name in graph.inputs_set:
+                continue
+            if name in graph.producer:
                 queue.append(graph.producer[name])
-            elif not readers[name] and name not in graph.inputs_set:
+            else:
                 lost.add(name)
-    for index in range(len(model.graph.node) - 1, -1, -1):
-        if model.graph.node[index].output and model.graph.node[index].output[0] in gone:
-            del model.graph.node[index]
-    for index in range(len(model.graph.initializer) - 1, -1, -1):
-        if model.graph.initializer[index].name in lost:
-            del model.graph.initializer[index]
-    made = {name for node in model.graph.node for name in node.output}
-    for index in range(len(model.graph.value_info) - 1, -1, -1):
-        name = model.graph.value_info[index].name
-        if name in graph.producer and name not in made:
-            del model.graph.value_info[index]
+    return gone
+
+
+def _drop(entries: Any, unwanted: Callable[[Any], bool]) -> None:
+    """Remove entries of a repeated field, the others staying as they are."""
+    for index in range(len(entries) - 1, -1, -1):
+        if unwanted(entries[index]):
+            del entries[index]

@@ -14,12 +14,9 @@ import onnx
 from onnx import TensorProto
 
 from onnxfuse.model import tensors
-from onnxfuse.model.graph import Graph
+from onnxfuse.model.graph import PROVENANCE, Graph
 from onnxfuse.model.shapes import Shapes
 from onnxfuse.realise import NewNode, Replacement
-
-PROVENANCE = "onnxfuse"
-"""The metadata key that says what a fused node was."""
 
 
 def fresh_names(graph: Graph) -> Callable[[str], str]:
@@ -83,8 +80,14 @@ def splice(
         form = replacement.region.cover.form if replacement.region.cover else None
         text = f"{version}: {form.text}" if form else ""
         text += " (approximate at the border)" if form and form.interior_only else ""
-        entry = protos[-1].metadata_props.add()
-        entry.key, entry.value = PROVENANCE, text
+        _note(protos[-1], text)
+        for new, proto in zip(replacement.nodes[:-1], protos[:-1], strict=True):
+            if replacement.maps.keys() & set(new.inputs):
+                _note(proto, f"{version}: constant map")
+        if model.ir_version < tensors.FREE_INITIALIZERS:
+            data_type = shapes.type_of(replacement.root)
+            made = constants(replacement, data_type, dry=dry)
+            protos = [tensors.constant_node(tensor) for tensor in made] + protos
         inserted[replacement.region.root.node.index] = protos
     _rewrite_nodes(model.graph, dead, inserted)
     roots = {replacement.root for replacement in replacements}
@@ -95,13 +98,18 @@ def splice(
         name for replacement in replacements for new in replacement.nodes for name in new.inputs
     }
     unused = unused_initializers(graph, dead) - read
-    for replacement in replacements:
+    for replacement in replacements if model.ir_version >= tensors.FREE_INITIALIZERS else ():
         data_type = shapes.type_of(replacement.root)
         model.graph.initializer.extend(constants(replacement, data_type, dry=dry))
     _drop(model.graph.initializer, lambda tensor: tensor.name in unused)
     _drop(model.graph.value_info, lambda value: value.name in gone)
     _drop(model.graph.quantization_annotation, lambda entry: entry.tensor_name in gone | unused)
     return gone | unused
+
+
+def _note(node: onnx.NodeProto, text: str) -> None:
+    entry = node.metadata_props.add()
+    entry.key, entry.value = PROVENANCE, text
 
 
 def dead_nodes(graph: Graph, replacements: Sequence[Replacement]) -> set[int]:

@@ -22,6 +22,10 @@ FLOATS: dict[int, float] = {
 """The data types whose linear maps are fused, with their unit roundoff."""
 
 
+FREE_INITIALIZERS = 4
+"""From this IR version on an initializer need not be a graph input, which a caller may set."""
+
+
 def dtype_of(data_type: int) -> np.dtype[Any]:
     """The NumPy type of an ONNX element type."""
     return np.dtype(helper.tensor_dtype_to_np_dtype(data_type))
@@ -96,6 +100,13 @@ def make(name: str, array: Any, data_type: int) -> TensorProto:
     converted = np.ascontiguousarray(np.asarray(array).astype(dtype_of(data_type)))
     tensor: onnx.TensorProto = numpy_helper.from_array(converted, name)
     return tensor
+
+
+def constant_node(tensor: TensorProto) -> onnx.NodeProto:
+    """A Constant node that gives a tensor under its name."""
+    value = TensorProto()
+    value.CopyFrom(tensor)
+    return helper.make_node("Constant", [], [tensor.name], name=tensor.name, value=value)
 
 
 def placeholder(name: str, shape: Sequence[int], data_type: int) -> TensorProto:

@@ -26,7 +26,7 @@ def cover(form: Form, problem: Problem, affine: Affine, budget: Cost) -> Cover |
     """The cheapest cover found, or ``None`` where none can be written in the graph."""
     if form.border or not form.data:
         return None
-    pricing = Pricing(problem, affine)
+    pricing = Pricing(problem, affine, form)
     whole = [t for t in form.data if t.outs == (0, form.channels)]
     parts = [t for t in form.data if t.outs != (0, form.channels)]
     tiles = _tiles(parts, form, pricing, budget)

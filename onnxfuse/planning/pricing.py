@@ -22,9 +22,10 @@ from onnxfuse.planning.written import (
 class Pricing:
     """Costs of terms and covers in one problem."""
 
-    def __init__(self, problem: Problem, affine: Affine) -> None:
+    def __init__(self, problem: Problem, affine: Affine, form: Form) -> None:
         self.problem = problem
         self.affine = affine
+        self._bytes = problem.itemsize(form.data[0].source.name)
 
     def term(self, term: Term) -> Cost:
         """One term as an operator (a bare source costs nothing by itself)."""
@@ -49,6 +50,8 @@ class Pricing:
 
     def stands(self, source: Source) -> tuple[tuple[int, ...], int, int]:
         """The lengths, batch and item size that a source is counted at."""
+        if source.load is not None:
+            return tuple(size or 1 for size in source.lengths), 1, self._bytes
         if source.plane is None:
             lengths = self.problem.lengths(source)
             return lengths, self.problem.batch(source.name), self.problem.itemsize(source.name)
@@ -60,8 +63,9 @@ class Pricing:
         return self.stands((form.data or form.terms)[0].source)[2]
 
     def _elements(self, form: Form, channels: int) -> int:
-        term = (form.data or form.terms)[0]
-        lengths, batch, _ = self.stands(term.source)
+        terms = form.data or form.terms
+        term, batch = terms[0], max(self.stands(t.source)[1] for t in terms)
+        lengths, _, _ = self.stands(term.source)
         out = term.kernel.geometry.lengths(lengths)
         return batch * channels * prod(max(n or 0, 1) for n in out)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from onnxfuse.algebra.borders import without_border
 from onnxfuse.algebra.commuting import applied
 from onnxfuse.algebra.form import Form, Source, Term, interior
 from onnxfuse.algebra.geometry import Geometry
@@ -95,6 +96,8 @@ def expand(root: Step, is_cut: Callable[[str], bool], problem: Problem) -> Regio
         walk.obstacles.append(Refusal(Code.BORDER_BIAS, "it has no interior", root.node.label))
         return keep(root, problem, walk.obstacles, tuple(inside))
     budget = old_counts(steps, problem)
+    settled = without_border(form, problem.facts)
+    form = settled if isinstance(settled, Form) else form
     found = cover(form, problem, _affine(steps), budget)
     if found is None or root.tensor in form.sources:
         return keep(root, problem, walk.obstacles, tuple(inside))

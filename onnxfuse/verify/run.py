@@ -116,8 +116,10 @@ def _known_outputs(node: Node, view: View, arrays: list[Any], magnitude: bool) -
         return _evaluate(node, view, arrays, magnitude)
     shape = view.shape(node.outputs[0])
     if node.op_type == "Expand" and arrays[0] is not UNKNOWN and shape is not None:
-        data = arrays[0]
-        return [data.reshape((1,) * (len(shape) - data.ndim) + data.shape)]
+        data = arrays[0].reshape((1,) * (len(shape) - arrays[0].ndim) + arrays[0].shape)
+        certain = view.expanded(node) or data.shape
+        sizes = [h if s is None else s for h, s in zip(data.shape, certain, strict=True)]
+        return [np.broadcast_to(data, sizes)]
     return [UNKNOWN] * len(node.outputs)
 
 
@@ -143,6 +145,8 @@ def _evaluate(node: Node, view: View, arrays: list[Any], magnitude: bool) -> lis
     if node.op_type == "Cast" and view.shapes.type_of(node.outputs[0]) in FLOATS:
         return [arrays[0]]  # lifted only where it changes nothing; the arithmetic is given
     attributes = view.constants.attributes(node)
+    if node.op_type == "Concat" and arrays[0].ndim > 1:
+        arrays = _stretched(arrays, attributes["axis"] % arrays[0].ndim)
     counterpart = _MAGNITUDE.get(node.op_type, _same) if magnitude else _same
     return counterpart(node, attributes, arrays)
 
@@ -153,6 +157,15 @@ def _same(node: Node, attributes: Any, arrays: list[Any]) -> list[Any]:
 
 def _add(node: Node, attributes: Any, arrays: list[Any]) -> list[Any]:
     return [arrays[0] + arrays[1]]
+
+
+def _stretched(arrays: list[Any], axis: int) -> list[Any]:
+    """Operands of a Concat; one expanded to an unknown size takes that of its neighbours."""
+    sizes = [max(array.shape[at] for array in arrays) for at in range(arrays[0].ndim)]
+    return [
+        np.broadcast_to(array, [*sizes[:axis], array.shape[axis], *sizes[axis + 1 :]])
+        for array in arrays
+    ]
 
 
 def _positive_pad(node: Node, attributes: Any, arrays: list[Any]) -> list[Any]:

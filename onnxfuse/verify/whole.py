@@ -61,13 +61,17 @@ def verify(
     targets, hidden = _targets(subject)
     try:
         original = _session(_disturbable(subject, targets), subject.base)
-        fused = _session(_exposed(subject.fused, targets, subject.types), subject.base)
     except CannotRunError as error:
         return Verification("not-run", notes=(f"onnxruntime cannot run this model: {error}",))
-    notes = [
-        f"{name!r} lies behind a discontinuous operator; what enters it was compared"
-        for name in hidden
-    ]
+    try:
+        fused = _session(_exposed(subject.fused, targets, subject.types), subject.base)
+    except CannotRunError as error:
+        raise ProofError(
+            f"onnxruntime loads the original but not the fused model ({error}); please report this"
+        ) from error
+    entering = len(targets) > len(subject.graph.outputs) - len(hidden)
+    what = "what enters it was compared" if entering else "it was not compared"
+    notes = [f"{name!r} lies behind a discontinuous operator; {what}" for name in hidden]
     runs: list[str] = []
     worst: dict[str, OutputError] = {}
     for feeds in _feeds(subject, shapes):
@@ -182,6 +186,7 @@ def _disturbable(subject: Subject, targets: Sequence[str]) -> onnx.ModelProto:
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(_exposed(subject.original, targets, subject.types))
+    old = subject.graph.opset < 9
     levels: dict[str, float] = {}
     for root, (sources, measured) in subject.regions.items():
         level = max(measured, UNITS * FLOATS[subject.types[root]])
@@ -190,22 +195,28 @@ def _disturbable(subject: Subject, targets: Sequence[str]) -> onnx.ModelProto:
     inputs = {value.name for value in copy.graph.input}
     nodes: list[onnx.NodeProto] = []
     for name in sorted(levels.keys() & inputs):
-        nodes += _noise(name, f"{name}/disturbed", levels[name], subject.types[name])
+        nodes += _noise(name, f"{name}/disturbed", levels[name], subject.types[name], old=old)
     for node in copy.graph.node:
         node.input[:] = [f"{n}/disturbed" if n in levels and n in inputs else n for n in node.input]
         made = [out for out in node.output if out in levels]
         node.output[:] = [f"{out}/calm" if out in levels else out for out in node.output]
         nodes.append(node)
         for name in made:
-            nodes += _noise(f"{name}/calm", name, levels[name], subject.types[name])
+            nodes += _noise(f"{name}/calm", name, levels[name], subject.types[name], old=old)
     del copy.graph.node[:]
     copy.graph.node.extend(nodes)
     copy.graph.input.append(helper.make_tensor_value_info(SWITCH, TensorProto.BOOL, []))
     return copy
 
 
-def _noise(source: str, target: str, level: float, kind: int) -> Iterator[onnx.NodeProto]:
-    """``target = source · (1 + level · N(0, 1))`` where the switch is on."""
+def _noise(
+    source: str, target: str, level: float, kind: int, *, old: bool
+) -> Iterator[onnx.NodeProto]:
+    """``target = source · (1 + level · N(0, 1))`` where the switch is on.
+
+    ``old`` operator sets have no Where, and onnxruntime has none for bfloat16; there the noise is
+    multiplied by the switch.
+    """
     normal, product, total = (f"{target}/{part}" for part in ("normal", "product", "sum"))
     wide = f"{target}/wide"
     yield helper.make_node("Cast", [source], [wide], to=TensorProto.FLOAT)
@@ -213,6 +224,13 @@ def _noise(source: str, target: str, level: float, kind: int) -> Iterator[onnx.N
         "RandomNormalLike", [wide], [normal], dtype=TensorProto.FLOAT, scale=level, seed=1.0
     )
     yield helper.make_node("Mul", [wide, normal], [product])
+    if old or kind == TensorProto.BFLOAT16:
+        switch, heard = f"{target}/switch", f"{target}/heard"
+        yield helper.make_node("Cast", [SWITCH], [switch], to=TensorProto.FLOAT)
+        yield helper.make_node("Mul", [product, switch], [heard])
+        yield helper.make_node("Add", [wide, heard], [total])
+        yield helper.make_node("Cast", [total], [target], to=kind)
+        return
     yield helper.make_node("Add", [wide, product], [total])
     yield helper.make_node("Cast", [total], [f"{total}/narrow"], to=kind)
     yield helper.make_node("Where", [SWITCH, f"{total}/narrow", source], [target])

@@ -131,6 +131,9 @@ def _verify_whole(
         for r in one.replacements
         if origin.get(r.root, r.root) in present
     }
+    for name in done.reordered:
+        if origin.get(name, name) in present:
+            regions.setdefault(origin.get(name, name), ((), 0.0))
     base = None if loaded.base is None else str(loaded.base.resolve())
     approximate = any(record.approximate for record in records)
     subject = Subject(loaded.model, done.model, graph, found.types, regions, base, approximate)

@@ -13,6 +13,7 @@ import onnx
 
 from onnxfuse.errors import InputError, OnnxfuseError, ProofError
 from onnxfuse.layout import Relaid, relaid
+from onnxfuse.layout.rules import REORDERING
 from onnxfuse.lift import View
 from onnxfuse.model import io, shapes, splice, tensors
 from onnxfuse.model.constants import Constants, analyse
@@ -162,6 +163,16 @@ class Work:
         """Why places of the given model were left alone."""
         first = self.passes[0]
         return tuple(first.overflows + refusals(first.plan.regions, first.plan.problem))
+
+    @property
+    def reordered(self) -> set[str]:
+        """Results of sums whose terms another layout takes in another order."""
+        return {
+            laid.view.graph.nodes[index].outputs[0]
+            for laid in self.laid
+            for index in laid.edits.moved
+            if laid.view.graph.nodes[index].op_type in REORDERING
+        }
 
     @property
     def origin(self) -> dict[str, str]:

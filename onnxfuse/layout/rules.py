@@ -36,6 +36,8 @@ AveragePool BatchNormalization Conv ConvTranspose GlobalAveragePool GlobalMaxPoo
 InstanceNormalization LpPool MaxPool
 """
 UNARY, NARY, REDUCE = (frozenset(text.split()) for text in (_UNARY, _NARY, _REDUCE))
+REORDERING = REDUCE | {"Softmax", "LogSoftmax"}
+"""Operators whose sums a runtime may take in another order in another layout."""
 CHANNELS = frozenset(_CHANNELS.split())
 """Operators whose channels are axis 1: only Transposes next to one are looked at."""
 

@@ -1,7 +1,8 @@
 """The proof of a change of layouts: every operator that moved, run in both layouts.
 
-Moving axes rounds nothing, so the results must be equal to the last bit. Operators that the
-evaluator knows by no rule of their own act on each element by itself.
+Moving axes rounds nothing, so the results must be equal to the last bit, but for sums, which may
+be taken in another order. Operators that the evaluator knows by no rule of their own act on each
+element by itself.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 from onnx_text import bn, fuse, integers, model, norm, ops
 
+import onnxfuse
 from onnxfuse.model.constants import Constants, analyse
 from onnxfuse.model.graph import Graph
 
@@ -217,3 +218,16 @@ def test_weights_that_the_evaluator_cannot_compute_are_left_alone(nodes):
     fused, codes = fuse(built)
     assert ops(fused) == ops(built)
     assert codes == {"dynamic-weights"}
+
+
+def test_sizes_are_counted_through_what_is_computed_from_them():
+    """At open sizes the strips' shape is computed; MACs are counted at the assumed ones."""
+    built = model(
+        "(float[N,4,H,V] x) => (float[] y) { a = Conv(x, w) s = Shape(a) n = Gather(s, zero) "
+        "h = Gather(s, two) q = Concat<axis = 0>(n, four, h, one) e = Expand(k, q) "
+        "f = Concat<axis = 3>(e, a, e) y = Conv(f, v) }",
+        opset=10, w=(4, 4, 1, 1), v=(4, 4, 1, 3), k=(4, 1, 1), zero=np.int64([0]),
+        two=np.int64([2]), four=np.int64([4]), one=np.int64([1]),
+    )  # fmt: skip
+    report = onnxfuse.plan(built, input_shapes={"x": (1, 4, 10, 10)})
+    assert report.before.macs == 16 * 100 + 48 * 100

@@ -109,7 +109,8 @@ def test_an_export_is_fused_to_the_form_it_states(name: str, tmp_path: Path) -> 
     assert stated["channels"] == entry["channels"]
     assert form_of(fused) == stated["form"]
     assert fused.graph.output == original.graph.output
-    assert len(fused.graph.node) <= len(original.graph.node)
+    sizing = 4 * stated["constants"].count("plane")  # Shape, Slice, Concat, Expand
+    assert len(fused.graph.node) <= len(original.graph.node) + sizing
 
     runs = [(1, 0)]
     if entry.get("open_batch") or entry["dynamic"]:

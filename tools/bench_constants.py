@@ -1,11 +1,11 @@
 """Time the ways to write a bias behind zero padding, side by side in one run.
 
-    python tools/bench_constants.py
+    python tools/bench_constants.py [--open]
 
 The block is ``3×3(x) + 3×3(1×1(x) + b)``, padded by zeros, then Relu. Printed are medians over
 interleaved runs in onnxruntime (one thread, its optimisations on), as ratios to the branch left
 as it is: merged without its border (wrong, the lower limit), with a constant map, with a plane of
-ones, with a channel of ones.
+ones, with a channel of ones. With ``--open`` the sizes are open, and there is no map.
 """
 
 from __future__ import annotations
@@ -67,8 +67,10 @@ def ways(c: int, o: int, size: int) -> dict[str, tuple[list[NodeProto], Arrays]]
     }
 
 
-def runner(nodes: list[NodeProto], arrays: Arrays, c: int, size: int) -> Callable[[], None]:
-    """A function that runs the way once."""
+def runner(
+    nodes: list[NodeProto], arrays: Arrays, shape: list[int], declared: list[int | str]
+) -> Callable[[], None]:
+    """A function that runs the way once at a shape; the file declares another."""
     stored = [
         numpy_helper.from_array(a if a.dtype == np.int64 else a.astype(np.float32), name)
         for name, a in arrays.items()
@@ -76,7 +78,7 @@ def runner(nodes: list[NodeProto], arrays: Arrays, c: int, size: int) -> Callabl
     graph = helper.make_graph(
         [*nodes, helper.make_node("Relu", ["s"], ["y"])],
         "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, c, size, size])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, declared)],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
         stored,
     )
@@ -85,16 +87,23 @@ def runner(nodes: list[NodeProto], arrays: Arrays, c: int, size: int) -> Callabl
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
     session = ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
-    x = np.random.default_rng(1).standard_normal((1, c, size, size)).astype(np.float32)
+    x = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
     return lambda: session.run(None, {"x": x})
 
 
 def main() -> int:
     """Print one row per size; the exit code is 0."""
-    names = ("merged", "map", "plane", "channel")
+    unsized = "--open" in sys.argv[1:]
+    names = ["merged", *([] if unsized else ["map"]), "plane", "channel"]
     print(f"{'channels':>12} {'size':>5} {'branch':>10} " + " ".join(f"{n:>8}" for n in names))
     for c, o, size in SIZES:
-        found = {name: runner(*way, c, size) for name, way in ways(c, o, size).items()}
+        shape: list[int] = [1, c, size, size]
+        declared: list[int | str] = ["N", c, "H", "W"] if unsized else [*shape]
+        found = {
+            name: runner(*way, shape, declared)
+            for name, way in ways(c, o, size).items()
+            if name in ("branch", *names)
+        }
         times: dict[str, list[float]] = {name: [] for name in found}
         for _ in range(ROUNDS):
             for name, once in found.items():

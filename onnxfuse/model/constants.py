@@ -8,6 +8,7 @@ Dropout are not in that table's reach. Sizes are bounded before anything is comp
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +21,7 @@ from onnxfuse.evaluate.tensor import MAX_ELEMENTS
 from onnxfuse.model import tensors
 from onnxfuse.model.graph import Graph, Node
 from onnxfuse.model.partial import integers
-from onnxfuse.model.shapes import Shape, Shapes, infer
+from onnxfuse.model.shapes import Shape, Shapes, infer, nominal_shapes
 
 _CONSTANT_VALUES = {
     "value_float": np.float32,
@@ -267,7 +268,34 @@ def analyse(
         if not found:
             break
         known.update(found)
+    if shapes.assumed:
+        shapes = replace(shapes, nominal=_nominal(graph, base, shapes, known, pending))
+        constants = Constants(graph, shapes, base, known, pending)
     return shapes, constants
+
+
+def _nominal(
+    graph: Graph,
+    base: Path | None,
+    shapes: Shapes,
+    known: Mapping[str, Any],
+    pending: Mapping[str, Weight] | None,
+) -> Mapping[str, Shape]:
+    """The nominal shapes, with what shapes are computed from taken at the nominal sizes."""
+    sized, values = shapes, dict(known)
+    for _ in range(ROUNDS):
+        sized = replace(sized, certain=sized.nominal)
+        constants = Constants(graph, sized, base, values, pending)
+        found = {
+            name: value
+            for name in _shape_inputs(graph, sized)
+            if name not in values and (value := constants.value(name)) is not None
+        }
+        if not found:
+            break
+        values.update(found)
+        sized = replace(sized, nominal=nominal_shapes(graph, shapes.assumed, values))
+    return sized.nominal
 
 
 def _shape_inputs(graph: Graph, shapes: Shapes) -> Iterator[str]:

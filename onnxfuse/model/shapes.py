@@ -49,13 +49,22 @@ def infer(
         shape = certain.get(value.name)
         if shape is not None and None in shape and value.name not in graph.initializers:
             assumed[value.name] = _assume(shape, sizes.get(value.name))
-    nominal = certain
-    if assumed:
-        for value in skeleton.graph.input:
-            if value.name in assumed:
-                _set_shape(value, assumed[value.name])
-        _, nominal = _inferred(skeleton)
+    nominal = _at(skeleton, assumed) if assumed else certain
     return Shapes(types, certain, nominal, assumed)
+
+
+def nominal_shapes(
+    graph: Graph, assumed: Mapping[str, Shape], known: Mapping[str, Any]
+) -> dict[str, Shape]:
+    """The shapes of all tensors where inputs have the ``assumed`` ones."""
+    return _at(_skeleton(graph, known), assumed)
+
+
+def _at(skeleton: onnx.ModelProto, assumed: Mapping[str, Shape]) -> dict[str, Shape]:
+    for value in skeleton.graph.input:
+        if value.name in assumed:
+            _set_shape(value, assumed[value.name])
+    return _inferred(skeleton)[1]
 
 
 def _assume(shape: Shape, wanted: Shape | None) -> Shape:

@@ -69,7 +69,7 @@ def _plane(form: Form, terms: list[Term], pricing: Pricing) -> Known | None:
     opset = pricing.problem.view.graph.opset
     if opset < 8 or any(term.source.load for term in terms):
         return None
-    total, operators, constants = Cost(), [], 0
+    total, operators, constants, sizing = Cost(), [], 0, 0
     for term in terms:
         plane = term.source.plane
         assert plane is not None
@@ -77,9 +77,11 @@ def _plane(form: Form, terms: list[Term], pricing: Pricing) -> Known | None:
         if not geo.writable(geometry, term.source.lengths):
             return None
         total += pricing.term(term) + pricing.addition(form)
-        operators += [*plane_operators(plane.axes, opset), "Conv", "Add"]
+        ones = plane_operators(plane.axes, opset)
+        operators += [*ones, "Conv", "Add"]
+        sizing += len(ones)
         constants += geometry.parameters
-    return Known("plane", tuple(terms), tuple(operators), total, constants)
+    return Known("plane", tuple(terms), tuple(operators), total, constants, sizing)
 
 
 def plane_operators(axes: tuple[tuple[int, int], ...], opset: int) -> list[str]:

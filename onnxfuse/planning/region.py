@@ -30,7 +30,11 @@ MAX_GROWTH = 16
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """How one materialised tensor is computed: ``cover`` is ``None`` where its node stays."""
+    """How one materialised tensor is computed: ``cover`` is ``None`` where its node stays.
+
+    ``operators`` counts those that work on tensors; what only computes the size of a plane is left
+    out.
+    """
 
     root: Step
     interior: tuple[Step, ...]
@@ -103,7 +107,7 @@ def expand(root: Step, is_cut: Callable[[str], bool], problem: Problem) -> Regio
         return keep(root, problem, walk.obstacles, tuple(inside))
     excess = max(found.cost.macs - budget.macs, 0)
     excess += max(found.cost.parameters - budget.parameters, 0)
-    count = len(operators(found, problem.facts))
+    count = len(operators(found, problem.facts)) - (found.known.sizing if found.known else 0)
     excess += max(count - len({step.node.index for step in steps}), 0)
     return Region(
         root,

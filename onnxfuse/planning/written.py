@@ -18,6 +18,7 @@ class Known:
 
     A ``map`` is one stored constant that is added; ``plane`` runs a small convolution over a
     plane of ones and adds the result; ``channel`` appends a channel of ones to the source.
+    ``sizing`` counts the operators that compute sizes only, a few numbers whatever the image.
     """
 
     style: Style
@@ -25,6 +26,7 @@ class Known:
     operators: tuple[str, ...]
     cost: Cost
     constants: int
+    sizing: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,6 @@ import fnmatch
 import hashlib
 import importlib
 import importlib.metadata
-import json
 import logging
 import os
 import sys
@@ -41,6 +40,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from blocks_keras import Layers, fill
+from manifest import Manifest
 from systems_keras import SYSTEMS, System
 
 SEED = 2026
@@ -281,43 +281,21 @@ def notes() -> dict[str, str]:
     }
 
 
-def write_manifest(path: Path, files: dict[str, Any], skipped: dict[str, str]) -> None:
-    """Write the manifest, entries sorted by file name."""
-    content = {
-        "notes": notes(),
-        "files": dict(sorted(files.items())),
-        "skipped": dict(sorted(skipped.items())),
-    }
-    path.write_text(json.dumps(content, indent=1) + "\n")
-
-
 def run(systems: list[System], out: Path, backend: str) -> None:
     """Export `systems` into `out`, keeping the manifest's entries of the others."""
-    out.mkdir(parents=True, exist_ok=True)
-    manifest = out / "manifest.json"
-    before = json.loads(manifest.read_text()) if manifest.exists() else {}
     known = {f"{system.name}.{kind}.onnx" for system in SYSTEMS for kind in system.kinds}
-    files, skipped = (
-        {name: entry for name, entry in before.get(key, {}).items() if name in known}
-        for key in ("files", "skipped")
-    )
+    manifest = Manifest(out, known.__contains__, notes())
     for stale in out.glob("*.onnx"):
         if stale.name not in known:
             stale.unlink()
     for system in systems:
         for kind, result in exports(system, backend):
             name = f"{system.name}.{kind}.onnx"
-            files.pop(name, None)
-            skipped.pop(name, None)
             if isinstance(result, str):
-                (out / name).unlink(missing_ok=True)
-                skipped[name] = result
-                print(f"{name}: skipped: {result}", flush=True)
+                manifest.skip(name, result)
                 continue
-            files[name] = describe(result, system, kind, backend)
-            (out / name).write_bytes(result)
-            print(f"{name}: {files[name]['nodes']} nodes, {len(result)} bytes", flush=True)
-        write_manifest(manifest, files, skipped)
+            manifest.put(name, result, describe(result, system, kind, backend))
+        manifest.save()
 
 
 def main(arguments: list[str] | None = None) -> int:

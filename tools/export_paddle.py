@@ -20,7 +20,6 @@ import contextlib
 import fnmatch
 import hashlib
 import io
-import json
 import logging
 import sys
 import tempfile
@@ -37,6 +36,7 @@ import onnxruntime as ort
 import paddle
 import paddle2onnx
 from blocks_paddle import fill
+from manifest import Manifest
 from onnx import numpy_helper
 from paddle import nn
 from systems_paddle import SYSTEMS, System
@@ -232,42 +232,19 @@ def notes() -> dict[str, Any]:
     }
 
 
-def write_manifest(path: Path, files: dict[str, Any], skipped: dict[str, str]) -> None:
-    """Write the manifest, entries sorted by file name."""
-    content = {
-        "notes": notes(),
-        "files": dict(sorted(files.items())),
-        "skipped": dict(sorted(skipped.items())),
-    }
-    path.write_text(json.dumps(content, indent=1) + "\n")
-
-
 def run(systems: list[System], out: Path) -> None:
     """Export `systems` into `out`, keeping the manifest's entries of the others."""
-    out.mkdir(parents=True, exist_ok=True)
-    manifest = out / "manifest.json"
-    before = json.loads(manifest.read_text()) if manifest.exists() else {}
     known = {f"{system.name}.{kind}.onnx" for system in SYSTEMS for kind in kinds_of(system)}
-    files, skipped = (
-        {name: entry for name, entry in before.get(key, {}).items() if name in known}
-        for key in ("files", "skipped")
-    )
+    manifest = Manifest(out, known.__contains__, notes())
     for system in systems:
         for kind, result in exports(system):
             name = f"{system.name}.{kind}.onnx"
-            (out / name).unlink(missing_ok=True)
-            files.pop(name, None)
-            skipped.pop(name, None)
             if isinstance(result, str):
-                skipped[name] = result
-                print(f"{name}: skipped: {result}", file=sys.stderr)
+                manifest.skip(name, result)
                 continue
             content, mended = result
-            files[name] = describe(content, mended, system, kind)
-            (out / name).write_bytes(content)
-            line = f"{name}: opset {files[name]['opset']}, {files[name]['nodes']} nodes"
-            print(f"{line}, {len(content)} bytes", file=sys.stderr, flush=True)
-        write_manifest(manifest, files, skipped)
+            manifest.put(name, content, describe(content, mended, system, kind))
+        manifest.save()
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -21,7 +21,6 @@ import copy
 import fnmatch
 import hashlib
 import io
-import json
 import logging
 import sys
 import warnings
@@ -36,6 +35,7 @@ import onnxruntime as ort
 import torch
 from blocks_pytorch import fill
 from deploy_pytorch import deploy
+from manifest import Manifest
 from systems_pytorch import SYSTEMS, System
 from torch import Tensor, nn
 
@@ -218,41 +218,19 @@ def notes() -> dict[str, str]:
     }
 
 
-def write_manifest(path: Path, files: dict[str, Any], skipped: dict[str, str]) -> None:
-    """Write the manifest, entries sorted by file name."""
-    content = {
-        "notes": notes(),
-        "files": dict(sorted(files.items())),
-        "skipped": dict(sorted(skipped.items())),
-    }
-    path.write_text(json.dumps(content, indent=1) + "\n")
-
-
 def run(systems: list[System], out: Path, large: bool) -> None:
     """Export `systems` into `out`, keeping the manifest's entries of the others."""
-    out.mkdir(parents=True, exist_ok=True)
-    manifest = out / "manifest.json"
-    before = json.loads(manifest.read_text()) if manifest.exists() else {}
     known = {system.name for system in SYSTEMS}
-    files, skipped = (
-        {name: entry for name, entry in before.get(key, {}).items() if name.split(".")[0] in known}
-        for key in ("files", "skipped")
-    )
+    manifest = Manifest(out, lambda name: name.split(".")[0] in known, notes())
     for system in systems:
         for kind, result in exports(system):
             name = f"{system.name}.{kind}.onnx"
-            (out / name).unlink(missing_ok=True)
-            files.pop(name, None)
-            skipped.pop(name, None)
             if isinstance(result, str):
-                skipped[name] = result
-                print(f"{name}: skipped: {result}")
+                manifest.skip(name, result)
                 continue
-            files[name] = describe(result, system, kind)
-            if files[name]["committed"] or large:
-                (out / name).write_bytes(result)
-            print(f"{name}: {files[name]['nodes']} nodes, {len(result)} bytes", flush=True)
-        write_manifest(manifest, files, skipped)
+            entry = describe(result, system, kind)
+            manifest.put(name, result, entry, write=entry["committed"] or large)
+        manifest.save()
 
 
 def main(arguments: list[str] | None = None) -> int:

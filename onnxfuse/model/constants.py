@@ -260,11 +260,7 @@ def analyse(
     for _ in range(ROUNDS):
         shapes = infer(graph, sizes, known)
         constants = Constants(graph, shapes, base, known, pending)
-        found = {
-            name: value
-            for name in _shape_inputs(graph, shapes)
-            if name not in known and (value := constants.value(name)) is not None
-        }
+        found = _computed(graph, shapes, constants, known)
         if not found:
             break
         known.update(found)
@@ -286,16 +282,21 @@ def _nominal(
     for _ in range(ROUNDS):
         sized = replace(sized, certain=sized.nominal)
         constants = Constants(graph, sized, base, values, pending)
-        found = {
-            name: value
-            for name in _shape_inputs(graph, sized)
-            if name not in values and (value := constants.value(name)) is not None
-        }
+        found = _computed(graph, sized, constants, values)
         if not found:
             break
         values.update(found)
         sized = replace(sized, nominal=nominal_shapes(graph, shapes.assumed, values))
     return sized.nominal
+
+
+def _computed(
+    graph: Graph, shapes: Shapes, constants: Constants, known: Mapping[str, Any]
+) -> dict[str, Any]:
+    """New values of the inputs that decide shapes which are still unknown."""
+    names = (name for name in _shape_inputs(graph, shapes) if name not in known)
+    values = {name: constants.value(name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _shape_inputs(graph: Graph, shapes: Shapes) -> Iterator[str]:

@@ -23,8 +23,8 @@ from onnxfuse.planning.cost import Cost
 from onnxfuse.planning.pricing import Pricing
 from onnxfuse.planning.written import Cover, Known, is_convolution
 
-SPARE = 1 << 16
-"""Elements by which a map may make the file grow: 256 KiB of float32."""
+SPARE = 1 << 18
+"""Elements by which a map may make the file grow: 1 MiB of float32."""
 ALIGNED = 4
 """A channel of ones is not appended to a multiple of this: measured, it costs up to twice."""
 

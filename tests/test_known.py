@@ -201,3 +201,16 @@ def test_a_size_without_an_interior_is_not_approximated():
     given = feeds(original, 2)
     expected, actual = (session(m).run(None, given)[0] for m in (original, fused))
     np.testing.assert_array_equal(actual, expected)
+
+
+def test_an_approximation_is_taken_only_where_it_is_cheaper():
+    """The affine behind the pool folds exactly; a pool that counts its padding gains nothing."""
+    original = model(
+        "(float[1,8,12,12] x) => (float[] y) { c = Conv(x, w, b) "
+        "p = AveragePool<kernel_shape = [3,3], pads = [1,1,1,1]>(c) q = Mul(p, k) y = Add(q, t) }",
+        w=(8, 8, 1, 1), b=(8,), k=(8, 1, 1), t=(8, 1, 1),
+    )  # fmt: skip
+    fused, report = onnxfuse.fuse(original, approximate_borders=True)
+    assert ops(fused) == ["Conv", "AveragePool"]
+    assert not any(region.approximate for region in report.regions)
+    assert fused == onnxfuse.fuse(original)[0]

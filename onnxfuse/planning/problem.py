@@ -65,7 +65,8 @@ class Problem:
         self.required = pinned | {
             tensor for tensor in self.steps if self._read_outside(tensor, auxiliary)
         }
-        self.facts = Facts(self._roundoff(), interior_only=interior_only)
+        self.exact = Facts(self._roundoff())
+        self.facts = Facts(self._roundoff(), interior_only=True) if interior_only else self.exact
         self.kernel_users = self._kernel_users()
 
     def _lift_all(self, admitted: Callable[[str], bool]) -> None:

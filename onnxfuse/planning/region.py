@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from onnxfuse.algebra.borders import without_border
 from onnxfuse.algebra.commuting import applied
-from onnxfuse.algebra.form import Form, Source, Term, interior
+from onnxfuse.algebra.form import Facts, Form, Source, Term, interior
 from onnxfuse.algebra.geometry import Geometry
 from onnxfuse.algebra.laws import Convolve
 from onnxfuse.planning.cost import Cost
@@ -57,10 +57,14 @@ class Region:
         return {t.source.name: t.source for t in terms if t.source.load is not None}
 
     @property
-    def key(self) -> tuple[int, int, int, int]:
-        """What the search compares: broken policy, estimated time, nodes, nodes changed."""
+    def key(self) -> tuple[int, int, int, int, int]:
+        """What the search compares.
+
+        Broken policy, estimated time, being approximate, nodes, nodes changed.
+        """
         changed = len(self.interior) if self.replaced else 0
-        return self.excess, self.cost.time, self.operators, changed
+        approximate = self.cover is not None and self.cover.form.interior_only
+        return self.excess, self.cost.time, int(approximate), self.operators, changed
 
 
 def keep(
@@ -80,7 +84,17 @@ def expand(root: Step, is_cut: Callable[[str], bool], problem: Problem) -> Regio
     inside = _collect(root, is_cut, problem)
     if len(inside) == 1 or problem.shared_outputs(root):
         return keep(root, problem)
-    walk = _Forward(root.tensor, inside, problem)
+    found = _expressed(root, inside, problem, problem.facts)
+    exact = found.cover is not None and not found.cover.form.interior_only
+    if exact or not problem.facts.interior_only:
+        return found
+    other = _expressed(root, inside, problem, problem.exact)
+    return found if found.replaced and found.key < other.key else other
+
+
+def _expressed(root: Step, inside: dict[str, Step], problem: Problem, facts: Facts) -> Region:
+    """The region of a root over the steps ``inside``, by the laws under ``facts``."""
+    walk = _Forward(root.tensor, inside, problem, facts)
     form = walk.run()
     if form is None:
         return keep(root, problem, walk.obstacles, tuple(inside))
@@ -100,7 +114,7 @@ def expand(root: Step, is_cut: Callable[[str], bool], problem: Problem) -> Regio
         walk.obstacles.append(Refusal(Code.BORDER_BIAS, "it has no interior", root.node.label))
         return keep(root, problem, walk.obstacles, tuple(inside))
     budget = old_counts(steps, problem)
-    settled = without_border(form, problem.facts)
+    settled = without_border(form, facts)
     form = settled if isinstance(settled, Form) else form
     found = cover(form, problem, _affine(steps), budget)
     if found is None or root.tensor in form.sources:
@@ -202,7 +216,7 @@ def blocked(problem: Problem, cuts: set[str]) -> set[str]:
     They stand whatever is chosen around them, so regions need not reach beyond them.
     """
     steps = dict(sorted(problem.steps.items(), key=lambda item: item[1].position))
-    walk = _Forward("", steps, problem)
+    walk = _Forward("", steps, problem, problem.facts)
     readers: dict[str, list[str]] = {}
     for name, step in steps.items():
         form = walk.step(name, step)
@@ -220,10 +234,11 @@ def blocked(problem: Problem, cuts: set[str]) -> set[str]:
 class _Forward:
     """One forward pass of the laws over a region's steps."""
 
-    def __init__(self, root: str, inside: dict[str, Step], problem: Problem) -> None:
+    def __init__(self, root: str, inside: dict[str, Step], problem: Problem, facts: Facts) -> None:
         self.root = root
         self.inside = inside
         self.problem = problem
+        self.facts = facts
         self.obstacles: list[Refusal] = []
         self.forms: dict[str, Form] = {}
         self.effort: dict[str, int] = {}
@@ -265,7 +280,7 @@ class _Forward:
             ]
             if any(operand is None for operand in operands):
                 continue
-            result = applied(step.law, [o for o in operands if o is not None], self.problem.facts)
+            result = applied(step.law, [o for o in operands if o is not None], self.facts)
             if isinstance(result, Form):
                 self.through[step.tensor] = tuple(name for name in inner if name in choice)
                 return result

@@ -35,6 +35,8 @@ MAX_AFFECTED = 256
 """A cut that more regions than this read is not toggled."""
 
 Key = tuple[int, ...]
+NOTHING: Key = (0, 0, 0, 0, 0)
+"""The key of no regions (see `Region.key`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,12 +262,12 @@ def _gain(state: State, move: Move) -> Key | None:
     state.restore(undo)
     before = _total(undo.before.values())
     gain = tuple(new - old for new, old in zip(after, before, strict=True))
-    return gain if gain < (0, 0, 0, 0) else None
+    return gain if gain < NOTHING else None
 
 
 def _total(regions: Iterable[Region | None]) -> Key:
     keys = [region.key for region in regions if region is not None]
-    return tuple(map(sum, zip(*keys, strict=True))) if keys else (0, 0, 0, 0)
+    return tuple(map(sum, zip(*keys, strict=True))) if keys else NOTHING
 
 
 def _enforce_policy(state: State) -> bool:

@@ -302,3 +302,41 @@ def test_a_sum_in_another_order_may_tip_what_follows():
     assert report.changed
     assert report.verification is not None
     assert report.verification.status == "passed"
+
+
+def test_strips_on_two_axes_with_an_open_batch():
+    """Inference loses the width behind the first Concat; the form knows it."""
+    bias = integers("b", 4)
+    built = model(
+        "(float[N,4,9,9] x) => (float[] y) { a = Conv(x, w, b) s = Shape(a) n = Gather(s, zero) "
+        "q = Concat<axis = 0>(n, side) e = Expand(k, q) f = Concat<axis = 3>(e, a, e) "
+        "r = Concat<axis = 0>(n, top) g = Expand(k, r) h = Concat<axis = 2>(g, f, g) "
+        "y = Conv(h, v) }",
+        b=bias, k=bias.reshape(4, 1, 1), zero=i64(0), side=i64(4, 9, 1), top=i64(4, 1, 11),
+        v=(4, 4, 3, 3), **W,
+    )  # fmt: skip
+    assert ops(same(built, 1, 2)) == ["Conv"]
+
+
+def test_a_strip_of_certain_width_for_a_tensor_of_open_width():
+    """It holds at one width only, and none is certain."""
+    built = model(
+        "(float[1,4,H,V] x) => (float[] y) { a = Conv(x, w, b) f = Concat<axis = 2>(k, a, k) "
+        "y = Conv(f, v) }",
+        b=(4,), k=np.broadcast_to(integers("b", 1, 4, 1, 1), (1, 4, 1, 9)).copy(),
+        v=(4, 4, 3, 3), **W,
+    )  # fmt: skip
+    same(built, 9)
+
+
+@pytest.mark.parametrize("value", [1e30, -3e9, 1e5])
+def test_padding_that_swallows_digits_is_left_alone(value):
+    """The 5-D Pad of PaddlePaddle pads by what happens to stand in memory."""
+    built = model(
+        f"{FIXED} {{ a = Conv(x, w, b) u = Unsqueeze(a, two) p = Pad(u, by, v) "
+        "q = Squeeze(p, two) r = Add(q, m) c = Conv(q, k) d = Conv(r, k) y = Add(c, d) }",
+        b=(4,), two=i64(2), by=i64(0, 0, 0, 1, 1, 0, 0, 0, 1, 1), v=np.float32(value),
+        m=(1, 4, 10, 10), k=(4, 4, 3, 3), **W,
+    )  # fmt: skip
+    fused, _ = onnxfuse.fuse(built)
+    assert "Pad" in ops(fused)

@@ -98,6 +98,11 @@ def without_border(form: Form, facts: Facts) -> Form | Refusal:
     matched = form.matched or any(side.value is not value for side in form.border)
     if value is not None and facts.equal(value, None, form.channels):
         value, matched = None, True  # a pad value within rounding of zero
+    if facts.out_of_proportion(value, form.constant, form.channels):
+        return Refusal(
+            Code.BORDER_BIAS,
+            "its padding value is so large that a sum with what it pads would lose digits",
+        )
     widths = [[0, 0] for _ in range(form.rank)]
     for side in form.border:
         widths[side.axis][side.end] = side.width

@@ -271,6 +271,10 @@ def usual_size(magnitudes: Array) -> float:
     return min(float(flat[(flat.size - 1) // 2]), 4.0) if flat.size else 0.0
 
 
+MAX_PROPORTION = 16.0
+"""How much larger than what it pads a padding value may be: uninitialised ones are 1e30."""
+
+
 class Facts:
     """Small questions about values (is this zero, are these equal), each answered once.
 
@@ -297,6 +301,13 @@ class Facts:
         if vector is None:
             return True
         return not vector.heavy and not np.any(self.value(vector, 0))
+
+    def out_of_proportion(self, value: Vector | None, beside: Vector | None, channels: int) -> bool:
+        """Whether a constant swallows digits of values of size one, or of those ``beside`` it."""
+        if value is None:
+            return False
+        usual = max(usual_size(np.abs(self.value(beside, channels))), 1.0)
+        return not np.all(np.abs(self.value(value, channels)) <= MAX_PROPORTION * usual)
 
     def equal(self, left: Vector | None, right: Vector | None, channels: int) -> bool:
         a, b = self.value(left, channels), self.value(right, channels)

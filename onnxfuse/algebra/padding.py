@@ -115,11 +115,15 @@ class Strip:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Constant strips joined to both ends of tensor axis ``axis``: padding by concatenation."""
+    """Constant strips joined to both ends of tensor axis ``axis``: padding by concatenation.
+
+    On the ``pinned`` axes the strips' size is certain, so that of the form must be.
+    """
 
     axis: int
     begin: Strip | None
     end: Strip | None
+    pinned: tuple[int, ...] = ()
 
     def apply(self, forms: Sequence[Form], facts: Facts) -> Form | Refusal:
         (form,) = forms
@@ -127,6 +131,10 @@ class Frame:
         axis = form.layout[self.axis] - 2
         if axis < 0:
             return Refusal(Code.UNSUPPORTED, "it joins a constant to the channels")
+        for base in (form.layout[at] for at in self.pinned):
+            if base < 2 or form.lengths[base - 2] is None:
+                text = "it joins a constant of certain size to a tensor of open size"
+                return Refusal(Code.UNKNOWN_SHAPE, text)
         if any(s.over is not None and form.layout[s.over] != 1 for _, s in strips):
             return Refusal(Code.BROADCAST, "the constant it joins varies over positions")
         amounts = [(0, 0)] * form.rank

@@ -34,13 +34,12 @@ def lift_frame(node: Node, view: View, axis: int) -> Lifted | Refusal | None:
     before, after = node.inputs[:place], node.inputs[place + 1 :]
     if len(before) > 1 or len(after) > 1:
         return Refusal(Code.UNSUPPORTED, "it joins several constants on one side")
-    if any(_pins(name, data[0], axis, view) for name in (*before, *after)):
-        return Refusal(Code.UNKNOWN_SHAPE, "it joins a constant of certain size to an open one")
+    pinned = {at for name in (*before, *after) for at in _pinned(name, data[0], axis, view)}
     begin, end = (strips[part[0]] if part else None for part in (before, after))
     assert not isinstance(begin, Refusal)
     assert not isinstance(end, Refusal)
     fixed = any(_sized(name, view, axis) for name in (*before, *after))
-    return Lifted.one(node, Frame(axis, begin, end), data[0], fixed=fixed)
+    return Lifted.one(node, Frame(axis, begin, end, tuple(pinned)), data[0], fixed=fixed)
 
 
 def _strip(name: str, view: View, axis: int) -> Strip | Refusal | None:
@@ -87,16 +86,13 @@ def _sized(name: str, view: View, axis: int) -> bool:
     return sum(size is not None for i, size in enumerate(shape) if i != axis) > 1
 
 
-def _pins(name: str, data: str, axis: int, view: View) -> bool:
-    """Whether the size of a strip decides one of the data that is open."""
+def _pinned(name: str, data: str, axis: int, view: View) -> list[int]:
+    """The axes on which the size of a strip is certain and that of the data is not."""
     own, shape = _laid(name, view), view.shape(data)
     if own is None or shape is None or len(own) != len(shape):
-        return True
-    return any(
-        have is None and size is not None
-        for at, (have, size) in enumerate(zip(shape, own, strict=True))
-        if at != axis
-    )
+        return list(range(len(own or ())))
+    pairs = enumerate(zip(shape, own, strict=True))
+    return [at for at, (have, size) in pairs if have is None and size is not None and at != axis]
 
 
 def lift_scatter_elements(node: Node, view: View) -> Lifted | Refusal | None:

@@ -91,7 +91,7 @@ def test_a_map_for_groups_and_depthwise():
             if a.name == "group"} == {4}  # fmt: skip
 
 
-def test_a_channel_where_that_breaks_no_alignment():
+def test_a_channel_for_few_channels():
     fused = check(block("[1,3,32,32]", channels=3, out=16), "channel")
     assert ops(fused) == ["Pad", "Conv", "Relu"]
     fused = check(block("[N,3,H,W]", channels=3, out=16), "channel", 1, 6)

@@ -19,8 +19,8 @@ import numpy as np
 import onnxruntime as ort
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-SIZES = ((3, 16, 112), (3, 64, 112), (8, 8, 56), (16, 16, 56), (32, 32, 56), (64, 64, 56),
-         (256, 256, 14))  # fmt: skip
+SIZES = ((3, 16, 112), (3, 64, 112), (6, 16, 56), (8, 8, 56), (10, 10, 56), (16, 16, 56),
+         (32, 32, 56), (64, 64, 56), (256, 256, 14))  # fmt: skip
 """Channels in and out, height and width."""
 ROUNDS = 40
 Arrays = dict[str, np.ndarray]

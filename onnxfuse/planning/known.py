@@ -25,8 +25,8 @@ from onnxfuse.planning.written import Cover, Known, is_convolution
 
 SPARE = 1 << 18
 """Elements by which a map may make the file grow: 1 MiB of float32."""
-ALIGNED = 4
-"""A channel of ones is not appended to a multiple of this: measured, it costs up to twice."""
+FEW = 4
+"""A channel of ones is appended to fewer channels than this: more run slower than with a map."""
 
 Merge = Callable[[Sequence[Term]], list[Term]]
 
@@ -97,7 +97,7 @@ def _channel(found: Cover, terms: list[Term], pricing: Pricing) -> Known | None:
         return None
     (term,), (data,) = terms, found.whole
     plane, source = term.source.plane, data.source
-    if source.channels % ALIGNED == 0:
+    if source.channels >= FEW:
         return None
     if plane is None or plane.of != source or any(axis != (1, -1) for axis in plane.axes):
         return None

@@ -306,7 +306,10 @@ class _Writer:
         """A constant of the region's whole shape, as a function of the sources' sizes."""
         if len(terms) == 1 and terms[0].bare and terms[0].source.stands and constant is None:
             return terms[0].source.name
-        lengths = {name: s.lengths for name, s in self.cover.form.sources.items()}
+        lengths = {
+            name: [size or 0 for size in source.lengths]
+            for name, source in self.cover.form.sources.items()
+        }
         channels, memo = self.cover.form.channels, self.memo
 
         def at(sizes: Mapping[str, Sequence[int]]) -> Array:
@@ -322,7 +325,7 @@ class _Writer:
             return total if constant is None else total + constant().reshape(self._wide())
 
         shape = (1, channels, *[size or 0 for size in terms[0].lengths])
-        name = self._array("map", shape, lambda: at(lengths))  # type: ignore[arg-type]
+        name = self._array("map", shape, lambda: at(lengths))
         self.maps[name] = at
         return name
 

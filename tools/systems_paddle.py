@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import blocks_paddle as b
+import networks_paddle as networks
 from paddle import nn
 
 SMALL = "not made, to keep the fixtures small"
@@ -249,7 +250,7 @@ SYSTEMS: tuple[System, ...] = (
         "lab_1x1",
         (1, 8, 12, 12),
         "Conv 3x3, ReLU, Conv 1x1 holding the scalar affine map",
-        lambda: nn.Sequential(b.lab_conv(8, 8, 3), b.conv(8, 12, 1)),
+        lambda: nn.Sequential(networks.lab_conv(8, 8, 3), b.conv(8, 12, 1)),
         skip=NO_RAW,
     ),
     _row(
@@ -257,7 +258,7 @@ SYSTEMS: tuple[System, ...] = (
         (1, 8, 12, 11),
         "Conv 3x3, ReLU, Conv 3x3 holding the scale, and a constant map for the shift; "
         "open sizes: an Add of the shift before the second Conv stays",
-        lambda: nn.Sequential(b.lab_conv(8, 8, 3), b.conv(8, 12, 3, padding=1)),
+        lambda: nn.Sequential(networks.lab_conv(8, 8, 3), b.conv(8, 12, 3, padding=1)),
         skip=NO_RAW,
     ),
     _row(
@@ -266,7 +267,7 @@ SYSTEMS: tuple[System, ...] = (
         "5 Convs with their BNs folded; the first 1x1 layer's affine map is in the second 1x1 "
         "Conv, the last 3x3 layer's in the first 1x1 Conv through the Concat; those of the other "
         "3x3 layers, which a padded Conv reads too, and the block's last one stay",
-        lambda: b.HGBlock(8, 6, 12, 3),
+        lambda: networks.HGBlock(8, 6, 12, 3),
         activation=None,
         skip=NO_RAW,
     ),
@@ -274,7 +275,7 @@ SYSTEMS: tuple[System, ...] = (
         "repvgg_net",
         (1, 3, 32, 32),
         "6 Convs 3x3, each with a ReLU",
-        lambda: b.repvgg_net((8, 8, 12), classes=10),
+        lambda: networks.repvgg_net((8, 8, 12), classes=10),
         activation=None,
         skip=NO_RAW,
     ),
@@ -283,7 +284,7 @@ SYSTEMS: tuple[System, ...] = (
         (1, 3, 32, 32),
         "stem Conv, 3 depthwise and 3 pointwise Convs, 2 Convs of the gate; the affine map behind "
         "a hardswish is in the pointwise Conv that reads it, the others stay",
-        lambda: b.lcnetv3_net(classes=10),
+        lambda: networks.lcnetv3_net(classes=10),
         activation=None,
         skip=NO_RAW | NO_DYN,
     ),

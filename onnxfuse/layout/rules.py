@@ -130,7 +130,7 @@ def _softmax(node: Node, perm: Perm, view: View) -> Moved | None:
 
 
 def _pad(node: Node, perm: Perm, view: View) -> Moved | None:
-    given = _given(node, view, "pads", 1)
+    given = view.given(node, "pads", 1)
     rank = len(perm)
     if given is None or (node.input(2) and not view.known(node.input(2))):
         return None
@@ -146,10 +146,10 @@ def _pad(node: Node, perm: Perm, view: View) -> Moved | None:
 
 
 def _slice(node: Node, perm: Perm, view: View) -> Moved | None:
-    starts = _given(node, view, "starts", 1)
+    starts = view.given(node, "starts", 1)
     if starts is None:
         return None
-    axes = _given(node, view, "axes", 3)
+    axes = view.given(node, "axes", 3)
     if axes is None and len(node.inputs) > 1:
         return None  # a new input would have to be of the type of the others
     axes = list(range(len(starts))) if axes is None else axes
@@ -157,7 +157,7 @@ def _slice(node: Node, perm: Perm, view: View) -> Moved | None:
 
 
 def _reduce(node: Node, perm: Perm, view: View) -> Moved | None:
-    axes = _given(node, view, "axes", 1)
+    axes = view.given(node, "axes", 1)
     if not axes:
         return None
     gone = {axis % len(perm) for axis in axes}
@@ -165,12 +165,6 @@ def _reduce(node: Node, perm: Perm, view: View) -> Moved | None:
     if absorbs(node) and rest != sorted(rest):
         return None
     return _written(node, "axes", 1, [perm.index(axis % len(perm)) for axis in axes])
-
-
-def _given(node: Node, view: View, name: str, position: int) -> list[int] | None:
-    """Integers from an attribute or a constant input."""
-    given: list[int] | None = node.attributes.get(name)
-    return view.ints(node, position) if given is None else given
 
 
 def _written(node: Node, name: str, position: int, values: list[int]) -> Moved:

@@ -150,7 +150,7 @@ def _range_slice(name: str, data: str, view: View) -> tuple[bool, int] | None:
     """The end and width of a strip of axis 0 given as a slice of ``Range(0, its size)``."""
     node = view.graph.producer.get(name)
     while node is not None and node.op_type in ("Unsqueeze", "Identity", "Cast"):
-        if node.op_type == "Unsqueeze" and _unsqueezed(node, view) not in ([1], [-1]):
+        if node.op_type == "Unsqueeze" and view.given(node, "axes", 1) not in ([1], [-1]):
             return None  # anything else than one index to a row
         node = view.graph.producer.get(node.inputs[0])
     if node is None or node.op_type != "Slice":
@@ -169,12 +169,6 @@ def _range_slice(name: str, data: str, view: View) -> tuple[bool, int] | None:
     if low == 0 and 0 < high < 2**31 - 1:
         return False, high
     return (True, -low) if low < 0 and high >= 2**31 - 1 else None
-
-
-def _unsqueezed(node: Node, view: View) -> list[int] | None:
-    """The axes of an Unsqueeze."""
-    given: list[int] | None = node.attributes.get("axes")
-    return view.ints(node, 1) if given is None else given
 
 
 def _size_of(name: str, view: View) -> tuple[str, int] | None:

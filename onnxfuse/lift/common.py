@@ -49,6 +49,11 @@ class View:
         value = self.constants.value(node.input(position)) if node.input(position) else None
         return None if value is None else [int(v) for v in np.asarray(value).reshape(-1)]
 
+    def given(self, node: Node, name: str, position: int) -> list[int] | None:
+        """Integers that older operator sets keep in an attribute and newer ones in an input."""
+        held: list[int] | None = node.attributes.get(name)
+        return self.ints(node, position) if held is None else held
+
     def float64(self, name: str) -> Any:
         """The array of a constant, widened."""
         return np.asarray(self.constants.value(name)).astype(np.float64)

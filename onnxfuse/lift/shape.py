@@ -62,8 +62,7 @@ def lift_pad(node: Node, view: View) -> Lifted | Refusal | None:
     if shape is None:
         return unknown_shape(node.inputs[0])
     rank = len(shape)
-    amounts = node.attributes.get("pads")
-    amounts = view.ints(node, 1) if amounts is None else amounts
+    amounts = view.given(node, "pads", 1)
     if amounts is None:
         return view.dynamic(node.input(1), "its padding")
     axes = list(range(rank))
@@ -215,7 +214,7 @@ def lift_cast(node: Node, view: View) -> Lifted | Refusal | None:
 
 
 def lift_unsqueeze(node: Node, view: View) -> Lifted | Refusal | None:
-    shape, axes = view.shape(node.inputs[0]), _axes(node, view)
+    shape, axes = view.shape(node.inputs[0]), view.given(node, "axes", 1)
     if shape is None:
         return unknown_shape(node.inputs[0])
     if axes is None:
@@ -228,7 +227,7 @@ def lift_unsqueeze(node: Node, view: View) -> Lifted | Refusal | None:
 
 
 def lift_squeeze(node: Node, view: View) -> Lifted | Refusal | None:
-    shape, axes = view.shape(node.inputs[0]), _axes(node, view)
+    shape, axes = view.shape(node.inputs[0]), view.given(node, "axes", 1)
     if shape is None:
         return unknown_shape(node.inputs[0])
     if axes is None:
@@ -237,11 +236,6 @@ def lift_squeeze(node: Node, view: View) -> Lifted | Refusal | None:
         axes = [axis for axis, size in enumerate(shape) if size == 1]
     places = tuple(sorted({axis % len(shape) for axis in axes}))
     return Lifted.one(node, Squeeze(places), node.inputs[0])
-
-
-def _axes(node: Node, view: View) -> list[int] | None:
-    given: list[int] | None = node.attributes.get("axes")
-    return view.ints(node, 1) if given is None else given
 
 
 def lift_transpose(node: Node, view: View) -> Lifted | Refusal | None:

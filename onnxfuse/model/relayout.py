@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 
 from onnxfuse.model import tensors
 from onnxfuse.model.graph import Graph
+from onnxfuse.model.splice import drop_entries
 from onnxfuse.realise import NewNode
 
 
@@ -91,12 +92,12 @@ def _sweep(model: onnx.ModelProto, graph: Graph) -> None:
         if not readers[name] and not graph.read_outside(name) and name not in graph.inputs_set
     }
     gone = _dead(model, graph, readers, lost)
-    _drop(model.graph.node, lambda node: bool(gone.intersection(node.output)))
+    drop_entries(model.graph.node, lambda node: bool(gone.intersection(node.output)))
     made = {name for node in model.graph.node for name in node.output}
     gone = lost | (graph.producer.keys() - made)
-    _drop(model.graph.initializer, lambda tensor: tensor.name in lost)
-    _drop(model.graph.value_info, lambda value: value.name in gone)
-    _drop(model.graph.quantization_annotation, lambda entry: entry.tensor_name in gone)
+    drop_entries(model.graph.initializer, lambda tensor: tensor.name in lost)
+    drop_entries(model.graph.value_info, lambda value: value.name in gone)
+    drop_entries(model.graph.quantization_annotation, lambda entry: entry.tensor_name in gone)
 
 
 def _dead(model: onnx.ModelProto, graph: Graph, readers: Counter[str], lost: set[str]) -> set[str]:
@@ -121,10 +122,3 @@ def _dead(model: onnx.ModelProto, graph: Graph, readers: Counter[str], lost: set
             else:
                 lost.add(name)
     return gone
-
-
-def _drop(entries: Any, unwanted: Callable[[Any], bool]) -> None:
-    """Remove entries of a repeated field, the others staying as they are."""
-    for index in range(len(entries) - 1, -1, -1):
-        if unwanted(entries[index]):
-            del entries[index]

@@ -7,7 +7,8 @@ place, order and every field, those this version of the format does not know inc
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -101,9 +102,11 @@ def splice(
     for replacement in replacements if model.ir_version >= tensors.FREE_INITIALIZERS else ():
         data_type = shapes.type_of(replacement.root)
         model.graph.initializer.extend(constants(replacement, data_type, dry=dry))
-    _drop(model.graph.initializer, lambda tensor: tensor.name in unused)
-    _drop(model.graph.value_info, lambda value: value.name in gone)
-    _drop(model.graph.quantization_annotation, lambda entry: entry.tensor_name in gone | unused)
+    drop_entries(model.graph.initializer, lambda tensor: tensor.name in unused)
+    drop_entries(model.graph.value_info, lambda value: value.name in gone)
+    drop_entries(
+        model.graph.quantization_annotation, lambda entry: entry.tensor_name in gone | unused
+    )
     return gone | unused
 
 
@@ -160,12 +163,11 @@ def unused_initializers(graph: Graph, dead: set[int]) -> set[str]:
     }
 
 
-def _drop(field: Iterable[object], unwanted: Callable[..., bool]) -> None:
-    """Remove entries of a repeated field, the others staying as they are."""
-    entries = list(field)
+def drop_entries(entries: Any, unwanted: Callable[[Any], bool]) -> None:
+    """Remove entries of a protobuf field, the others staying as they are."""
     for index in range(len(entries) - 1, -1, -1):
         if unwanted(entries[index]):
-            del field[index]  # type: ignore[attr-defined]  # protobuf fields delete by index
+            del entries[index]
 
 
 def noted(model: onnx.ModelProto, text: str) -> onnx.ModelProto:

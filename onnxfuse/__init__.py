@@ -35,6 +35,7 @@ def fuse(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     verify: bool = True,
     approximate_borders: bool = False,
+    keep_post_bn: bool = False,
 ) -> tuple[Any, Report]:
     """Fuse every linear region that can be fused exactly and more cheaply.
 
@@ -44,7 +45,8 @@ def fuse(
     dynamic inputs for counting and for the whole-model run, which ``verify=False`` leaves out.
     The proofs of the regions always run. ``approximate_borders`` also takes merges that equal the
     original in the interior alone; the report says how far the border is off, and the model's
-    metadata that it is approximate.
+    metadata that it is approximate. ``keep_post_bn`` leaves each BatchNormalization that nothing
+    linear reads, for quantisation recipes that calibrate it.
 
     Raises `InputError` where the model cannot be used and `ProofError` where a fusion could not
     be proved.
@@ -52,9 +54,8 @@ def fuse(
     from onnxfuse import fusing
 
     source, back = _accepted(model)
-    result = fusing.fuse_model(
-        source, _options(only, without, input_shapes, verify, approximate_borders)
-    )
+    options = _options(only, without, input_shapes, verify, approximate_borders, keep_post_bn)
+    result = fusing.fuse_model(source, options)
     return back(result.model), result.report
 
 
@@ -65,6 +66,7 @@ def plan(
     without: Sequence[str] = (),
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     approximate_borders: bool = False,
+    keep_post_bn: bool = False,
 ) -> Report:
     """What `fuse` would do to a model, and why not more; no kernel is read.
 
@@ -75,7 +77,7 @@ def plan(
 
     source, _ = _accepted(model)
     return fusing.plan_model(
-        source, _options(only, without, input_shapes, True, approximate_borders)
+        source, _options(only, without, input_shapes, True, approximate_borders, keep_post_bn)
     )
 
 
@@ -85,11 +87,12 @@ def _options(
     input_shapes: Mapping[str, Sequence[int]] | None,
     verify: bool,
     approximate_borders: bool,
+    keep_post_bn: bool,
 ) -> Any:
     from onnxfuse.options import Options
 
     shapes = {name: tuple(shape) for name, shape in (input_shapes or {}).items()}
-    return Options(tuple(only), tuple(without), shapes, verify, approximate_borders)
+    return Options(tuple(only), tuple(without), shapes, verify, approximate_borders, keep_post_bn)
 
 
 def _accepted(model: Any) -> tuple[Any, Any]:

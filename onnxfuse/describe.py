@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from math import prod
 
+from onnxfuse import ranges, sketch
 from onnxfuse.algebra import geometry as geo
 from onnxfuse.algebra.form import Term
 from onnxfuse.algebra.geometry import Geometry
@@ -14,7 +15,7 @@ from onnxfuse.model.graph import Node
 from onnxfuse.model.tensors import FLOATS
 from onnxfuse.model.totals import macs
 from onnxfuse.planning.problem import Problem
-from onnxfuse.planning.region import Region, labels
+from onnxfuse.planning.region import Region, labels, old_counts
 from onnxfuse.planning.written import (
     Cover,
     is_carrier,
@@ -23,14 +24,18 @@ from onnxfuse.planning.written import (
     operators,
     terms_carry,
 )
-from onnxfuse.records import Counts, RegionError, RegionReport
+from onnxfuse.realise import Replacement
+from onnxfuse.records import Counts, Kept, RegionError, RegionReport, Report
+from onnxfuse.refusal import Code, Refusal
 
-SHORT = {"BatchNormalization": "BN", "AveragePool": "AvgPool"}
 QUIET = ("Identity", "Transpose", "Dropout")
 
 
-def region(found: Region, problem: Problem, error: RegionError | None) -> RegionReport:
-    """The report of one replaced region."""
+def region(
+    replacement: Replacement, problem: Problem, error: RegionError | None, *, dry: bool
+) -> RegionReport:
+    """The report of one replaced region; a ``dry`` one reads no kernel."""
+    found = replacement.region
     assert found.cover is not None
     nodes = list({step.node.index: step.node for step in found.interior}.values())
     written = operators(found.cover, problem.facts)
@@ -38,7 +43,7 @@ def region(found: Region, problem: Problem, error: RegionError | None) -> Region
         root=found.root.tensor,
         node=found.root.node.label,
         nodes=labels(found.interior),
-        was=_kinds([n.op_type for n in nodes if n.op_type not in QUIET]) or "Identity",
+        was=sketch.kinds([n.op_type for n in nodes if n.op_type not in QUIET]) or "Identity",
         became=_became(found.cover, written),
         expression=found.cover.form.text,
         before=_old_counts(nodes, problem),
@@ -52,7 +57,53 @@ def region(found: Region, problem: Problem, error: RegionError | None) -> Region
         error=error,
         constant=found.cover.known.style if found.cover.known else "",
         approximate=found.cover.form.interior_only,
+        estimate=_estimate(found, problem),
+        drawn=sketch.standing(found.interior, problem),
+        drawn_after=sketch.written(replacement),
+        ranges=() if dry else ranges.standing(nodes, problem.view),
+        ranges_after=() if dry else ranges.written(replacement),
     )
+
+
+def kept(refusal: Refusal, problem: Problem) -> Kept:
+    """A place that was left alone, with what it computes and how it is drawn."""
+    node = problem.labelled.get(refusal.node)
+    steps = [problem.steps[name] for name in refusal.tensors if name in problem.steps]
+    root, text, drawn = "", refusal.expression, sketch.standing(steps, problem)
+    if node is not None:
+        root = next((out for out in node.outputs if out), "")
+        step = problem.steps.get(root)
+        if step is not None and not drawn:
+            text, drawn = text or sketch.expression(step, problem), (sketch.alone(node, problem),)
+        drawn = drawn or (sketch.alone(node, problem),)
+    return Kept(refusal.code, refusal.text, refusal.node, text, refusal.tensors, root, drawn)
+
+
+def others(problem: Problem, report: Report) -> list[Kept]:
+    """What to say of the nodes that no region and no refusal of a report speaks of."""
+    said = {name for region in report.regions for name in region.nodes}
+    said |= {kept.node for kept in report.refusals}
+    return [
+        kept(_other(node, problem), problem)
+        for node in problem.view.graph.order
+        if node.label not in said
+    ]
+
+
+def _other(node: Node, problem: Problem) -> Refusal:
+    outputs = [out for out in node.outputs if out]
+    if outputs and all(problem.view.constants.known(out) for out in outputs):
+        text = "its result is constant; it is folded where a region needs it"
+        return Refusal(Code.ALONE, text, node.label)
+    if any(out in problem.steps for out in outputs):
+        return Refusal(Code.ALONE, "nothing that is linear meets it", node.label)
+    return Refusal(Code.NONLINEAR, f"{node.op_type} is not linear, so regions end here", node.label)
+
+
+def _estimate(found: Region, problem: Problem) -> float | None:
+    """The estimated time of a region's cover over that of the nodes it frees."""
+    old = old_counts(found.interior, problem).time
+    return found.cost.time / old if old else None
 
 
 def layout(laid: Relaid, error: RegionError | None) -> RegionReport:
@@ -66,8 +117,8 @@ def layout(laid: Relaid, error: RegionError | None) -> RegionReport:
         root=touched[0].outputs[0],
         node=touched[0].label,
         nodes=tuple(node.label for node in touched),
-        was=_kinds(["Transpose"] * before),
-        became=_kinds(["Transpose"] * (before + edits.transposes)) or "nothing",
+        was=sketch.kinds(["Transpose"] * before),
+        became=sketch.kinds(["Transpose"] * (before + edits.transposes)) or "nothing",
         expression="the same operators, in the layout of the convolutions next to them",
         before=counts,
         after=after,
@@ -120,7 +171,7 @@ def _became(cover: Cover, written: Sequence[str]) -> str:
     if cover.known is not None:
         others -= Counter(cover.known.operators)
         convs.append(_KNOWN[cover.known.style])
-    rest = _kinds(list(others.elements()))
+    rest = sketch.kinds(list(others.elements()))
     return ", ".join([*convs, *([rest] if rest else [])])
 
 
@@ -139,15 +190,6 @@ def _conv(geometry: Geometry, term: Term) -> str:
     if geometry.groups > 1:
         text += " depthwise" if geometry.depthwise else f" g{geometry.groups}"
     return text
-
-
-def _kinds(op_types: Sequence[str]) -> str:
-    """``4 Conv, 2 Pad, AveragePool`` in order of first appearance."""
-    counts = {kind: op_types.count(kind) for kind in op_types}
-    return ", ".join(
-        SHORT.get(kind, kind) if n == 1 else f"{n} {SHORT.get(kind, kind)}"
-        for kind, n in counts.items()
-    )
 
 
 def _old_counts(nodes: Sequence[Node], problem: Problem) -> Counts:

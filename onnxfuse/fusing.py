@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx
@@ -15,8 +15,8 @@ from onnxfuse.layout import Relaid
 from onnxfuse.model import io, tensors
 from onnxfuse.model.totals import count
 from onnxfuse.options import Options, Progress
-from onnxfuse.records import RegionError, RegionReport, Report, Verification
-from onnxfuse.rounds import Pass, Work, size_of, work
+from onnxfuse.records import Kept, RegionError, RegionReport, Report, Verification
+from onnxfuse.rounds import Pass, Work, prepare, size_of, work
 from onnxfuse.version import __version__
 
 
@@ -50,41 +50,85 @@ def plan_model(model: Any, options: Options) -> Report:
     loaded = read(model)
     done = work(loaded, options, _quiet, dry=True)
     records = tuple(describe.layout(laid, None) for laid in done.laid) + tuple(
-        describe.region(replacement.region, one.plan.problem, None)
+        describe.region(replacement, one.plan.problem, None, dry=True)
         for one in done.passes
         for replacement in one.replacements
     )
     after = count(*done.index, 0)
     assumed = done.passes[0].plan.shapes.assumed
-    return Report(__version__, True, records, done.refusals, done.before, after, None, assumed)
+    return Report(__version__, True, records, _kept(done), done.before, after, None, assumed)
+
+
+def count_model(model: Any, options: Options) -> Report:
+    """The totals of a model, looking for nothing to fuse."""
+    loaded = read(model)
+    index = prepare(loaded, options)
+    counts = count(*index, size_of(loaded))
+    return Report(__version__, True, (), (), counts, counts, None, index[1].assumed)
+
+
+def explain_model(
+    model: Any, options: Options, progress: Progress = _quiet
+) -> tuple[Report, Callable[[], list[Kept]]]:
+    """What `fuse_model` would do, each region folded and proved; and what to say of other nodes.
+
+    The whole model is not run, so an `InputError` or `ProofError` of `fuse_model` that comes
+    before that run comes here too.
+    """
+    loaded = read(model)
+    done = work(loaded, options, progress, dry=False)
+    records = _records(done, progress)
+    report = replace(_reported(loaded, done, records, None), planned=True)
+    return report, lambda: describe.others(done.passes[0].plan.problem, report)
 
 
 def fuse_model(model: Any, options: Options, progress: Progress = _quiet) -> Result:
     """Fuse a model and prove the result; raises `ProofError` where that fails."""
     loaded = read(model)
     done = work(loaded, options, progress, dry=False)
-    records = [describe.layout(laid, _prove_layout(laid)) for laid in done.laid]
-    for one in done.passes:
-        errors = _prove(one, progress)
-        records += (
-            describe.region(replacement.region, one.plan.problem, error)
-            for replacement, error in zip(one.replacements, errors, strict=True)
-        )
+    records = _records(done, progress)
     data = io.serialise(done.model) if records else loaded.data
     verification = Verification("skipped", notes=("nothing was fused",))
     if records:
         verification = Verification("skipped", notes=("--no-verify was given",))
     if records and options.verify:
         verification = _verify_whole(loaded, done, records, options, progress)
+    return Result(done.model, _reported(loaded, done, records, verification, data), data)
+
+
+def _records(done: Work, progress: Progress) -> list[RegionReport]:
+    """The regions, proved and described."""
+    records = [describe.layout(laid, _prove_layout(laid)) for laid in done.laid]
+    for one in done.passes:
+        errors = _prove(one, progress)
+        records += (
+            describe.region(replacement, one.plan.problem, error, dry=False)
+            for replacement, error in zip(one.replacements, errors, strict=True)
+        )
+    return records
+
+
+def _reported(
+    loaded: io.Loaded,
+    done: Work,
+    records: Sequence[RegionReport],
+    verification: Verification | None,
+    data: bytes = b"",
+) -> Report:
     after = done.before
     if records:
-        size = size_of(loaded, done.model, data)
-        after = count(*done.index, size)
+        after = count(*done.index, size_of(loaded, done.model, data or io.serialise(done.model)))
     assumed = done.passes[0].plan.shapes.assumed
-    report = Report(
-        __version__, False, tuple(records), done.refusals, done.before, after, verification, assumed
+    kept = _kept(done)
+    return Report(
+        __version__, False, tuple(records), kept, done.before, after, verification, assumed
     )
-    return Result(done.model, report, data)
+
+
+def _kept(done: Work) -> tuple[Kept, ...]:
+    """The places of the given model that were left alone."""
+    problem = done.passes[0].plan.problem
+    return tuple(describe.kept(refusal, problem) for refusal in done.refusals)
 
 
 def _prove_layout(laid: Relaid) -> RegionError:

@@ -13,7 +13,8 @@ Progress = Callable[[str, int, int], None]
 class Options:
     """What a user may choose. ``only`` and ``without`` are globs over node names.
 
-    ``approximate_borders`` takes merges that hold in the interior alone.
+    ``approximate_borders`` takes merges that hold in the interior alone; ``keep_post_bn`` leaves
+    each BatchNormalization that nothing linear reads.
     """
 
     only: tuple[str, ...] = ()
@@ -21,6 +22,7 @@ class Options:
     input_shapes: Mapping[str, tuple[int | None, ...]] | None = None
     verify: bool = True
     approximate_borders: bool = False
+    keep_post_bn: bool = False
 
     def admits(self, label: str) -> bool:
         if any(fnmatchcase(label, pattern) for pattern in self.without):

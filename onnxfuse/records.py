@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from onnxfuse.refusal import Refusal
+from onnxfuse.refusal import ADVICE, Refusal
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Operators and work. ``macs`` counts Conv, ConvTranspose, Gemm and MatMul."""
+    """Operators and work. ``macs`` counts Conv, ConvTranspose, Gemm and MatMul.
+
+    ``uncounted`` are those of them whose work is not in ``macs``: their shapes are unknown, or
+    they stand in a subgraph or function.
+    """
 
     nodes: int
     conv: int
@@ -19,6 +23,7 @@ class Counts:
     parameters: int
     macs: int
     bytes: int = 0
+    uncounted: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +52,40 @@ class RegionError:
 
 
 @dataclass(frozen=True, slots=True)
+class Operator:
+    """A node as it is drawn: ``detail`` is its window and channels, ``inputs`` its data inputs."""
+
+    name: str
+    kind: str
+    detail: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """The range of a kernel's output channels: ``max |w|`` of each, least, median and largest."""
+
+    kernel: str
+    least: float
+    median: float
+    largest: float
+
+    @property
+    def ratio(self) -> float | None:
+        """Largest over median: what one scale for the whole tensor costs the usual channel."""
+        return self.largest / self.median if self.median > 0 else None
+
+
+@dataclass(frozen=True, slots=True)
 class RegionReport:
     """One region: the tensor it computes, its nodes, and what they became.
 
     ``constant`` says how a constant that varies in space is written: map, plane or channel;
-    ``approximate``, that the region equals the original in the interior alone.
+    ``approximate``, that the region equals the original in the interior alone. ``estimate`` is
+    the estimated time of the new operators over that of the old; ``drawn`` and ``drawn_after``
+    are the operators before and after, ``ranges`` and ``ranges_after`` their kernels' ranges
+    (empty in a plan, which reads no kernel).
     """
 
     root: str
@@ -65,6 +99,70 @@ class RegionReport:
     error: RegionError | None = None
     constant: str = ""
     approximate: bool = False
+    estimate: float | None = None
+    drawn: tuple[Operator, ...] = ()
+    drawn_after: tuple[Operator, ...] = ()
+    ranges: tuple[Spread, ...] = ()
+    ranges_after: tuple[Spread, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The region as a row of the JSON report; ``status`` is fused."""
+        error = None if self.error is None else asdict(self.error) | {"ratio": self.error.ratio}
+        return {
+            "root": self.root,
+            "node": self.node,
+            "status": "fused",
+            "reason": None,
+            "nodes": list(self.nodes),
+            "was": self.was,
+            "became": self.became,
+            "expression": self.expression,
+            "before": asdict(self.before),
+            "after": asdict(self.after),
+            "estimate": self.estimate,
+            "error": error,
+            "constant": self.constant or None,
+            "approximate": self.approximate,
+            "ranges": {
+                "before": [asdict(spread) for spread in self.ranges],
+                "after": [asdict(spread) for spread in self.ranges_after],
+            },
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Kept(Refusal):
+    """A linear place that was left alone: a refusal with the tensor it stands at.
+
+    ``drawn`` are the operators of the merge that was refused, or the node alone.
+    """
+
+    root: str = ""
+    drawn: tuple[Operator, ...] = ()
+
+    @property
+    def advice(self) -> str:
+        return ADVICE[self.code]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The place as a row of the JSON report; ``status`` is kept."""
+        return {
+            "root": self.root,
+            "node": self.node,
+            "status": "kept",
+            "reason": {"code": self.code.value, "text": self.text, "advice": self.advice},
+            "nodes": [operator.name for operator in self.drawn],
+            "was": None,
+            "became": None,
+            "expression": self.expression,
+            "before": None,
+            "after": None,
+            "estimate": None,
+            "error": None,
+            "constant": None,
+            "approximate": False,
+            "ranges": {"before": [], "after": []},
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +188,44 @@ class Verification:
 
 
 @dataclass(frozen=True, slots=True)
+class Difference:
+    """One output of two models that are compared.
+
+    ``rms`` is the relative RMS difference, ``largest`` the greatest absolute one, ``allowed``
+    what ``rms`` may be; for integers, booleans and text ``rms`` and ``allowed`` are fractions of
+    elements. ``text`` says what else there is to know (a shape, a type, a missing output, how
+    many elements are beyond a given tolerance, ``allowed`` being 0 then).
+    """
+
+    name: str
+    equal: bool
+    rms: float = 0.0
+    largest: float = 0.0
+    allowed: float = 0.0
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Equivalence:
+    """Whether two models compute the same: ``status`` is equal, different or not-run.
+
+    ``runs`` are the input shapes tried; ``notes`` say why something was not compared.
+    """
+
+    status: str
+    runs: tuple[str, ...] = ()
+    outputs: tuple[Difference, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What was done to a model, or would be (``planned``)."""
 
     version: str
     planned: bool
     regions: tuple[RegionReport, ...]
-    refusals: tuple[Refusal, ...]
+    refusals: tuple[Kept, ...]
     before: Counts
     after: Counts
     verification: Verification | None = None
@@ -107,16 +236,16 @@ class Report:
         return bool(self.regions)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dictionaries and lists, ready for JSON."""
-        result = asdict(self)
-        result["changed"] = self.changed
-        for region, record in zip(result["regions"], self.regions, strict=True):
-            if record.error is not None:
-                region["error"]["ratio"] = record.error.ratio
-        for refusal, value in zip(result["refusals"], self.refusals, strict=True):
-            refusal["code"] = value.code.value
-        result["assumed"] = {name: list(shape) for name, shape in self.assumed.items()}
-        return result
+        """Plain dictionaries and lists, ready for JSON; `report/schema.json` describes them."""
+        return {
+            "planned": self.planned,
+            "changed": self.changed,
+            "before": asdict(self.before),
+            "after": asdict(self.after),
+            "regions": [r.to_dict() for r in self.regions] + [r.to_dict() for r in self.refusals],
+            "verification": None if self.verification is None else asdict(self.verification),
+            "assumed": {name: list(shape) for name, shape in self.assumed.items()},
+        }
 
     def __str__(self) -> str:
         verb = "would be fused" if self.planned else "fused"

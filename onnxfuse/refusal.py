@@ -9,6 +9,7 @@ from enum import StrEnum
 class Code(StrEnum):
     """Reason codes, one meaning each; `docs/design.md` lists them with what a user can do."""
 
+    ALONE = "alone"
     ACTIVATION = "activation-constant"
     BORDER_BIAS = "border-bias"
     BORDER_WINDOW = "border-window"
@@ -22,6 +23,7 @@ class Code(StrEnum):
     GRAPH_OUTPUT = "graph-output"
     LENGTH = "length-mismatch"
     MALFORMED = "malformed"
+    NONLINEAR = "nonlinear"
     OVERFLOW = "overflow"
     OVERRIDABLE = "overridable-initializer"
     PARITY = "same-padding-parity"
@@ -34,13 +36,50 @@ class Code(StrEnum):
     UNSUPPORTED = "unsupported"
 
 
+NOTHING = "nothing: the model computes what it says"
+ADVICE = {
+    Code.ALONE: NOTHING,
+    Code.ACTIVATION: "nothing: taking the constant would hide the activation from runtimes",
+    Code.BORDER_BIAS: "pad with one value, train without the bias, or accept the branch",
+    Code.BORDER_WINDOW: NOTHING,
+    Code.BROADCAST: NOTHING,
+    Code.CEIL_MODE: "export at fixed sizes",
+    Code.CHANNELS: NOTHING,
+    Code.COST: "nothing: it is cheaper as it stands",
+    Code.DYNAMIC_WEIGHTS: NOTHING,
+    Code.EXCLUDE_PAD: "train with count_include_pad, or accept the pool",
+    Code.EXCLUDED: "change --only, --except or --keep-post-bn",
+    Code.GRAPH_OUTPUT: "remove the graph output if nobody needs it",
+    Code.LENGTH: "export at fixed sizes",
+    Code.MALFORMED: "report it to the exporter",
+    Code.NONLINEAR: NOTHING,
+    Code.OVERFLOW: "use a wider type",
+    Code.OVERRIDABLE: "export without keep_initializers_as_inputs",
+    Code.PARITY: "export at fixed sizes",
+    Code.READER: NOTHING,
+    Code.SHARED_KERNEL: "nothing: the kernel is stored once for all its convolutions",
+    Code.SIZE: "nothing; at a fixed size that is too large to prove, export a smaller batch",
+    Code.STRIDE: NOTHING,
+    Code.TRAINING: "export after .eval()",
+    Code.UNKNOWN_SHAPE: "export with shapes, or run shape inference",
+    Code.UNSUPPORTED: "report it, with the model or its exporter",
+}
+"""What a user can do about each; `docs/design.md` says the same."""
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a node was not fused: a code, the node it stands at, one sentence a user can act on."""
+    """Why a node was not fused: a code, the node it stands at, one sentence a user can act on.
+
+    Where a merge was looked at and refused, ``expression`` is what it would have been and
+    ``tensors`` are those it would have computed at once, in topological order.
+    """
 
     code: Code
     text: str
     node: str = ""
+    expression: str = ""
+    tensors: tuple[str, ...] = ()
 
     def at(self, node: str) -> Refusal:
         return replace(self, node=node)

@@ -111,7 +111,13 @@ def make_plan(
     view = View(graph, found, constants)
     pinned: frozenset[str] = frozenset()
     while True:
-        problem = Problem(view, options.admits, pinned, interior_only=options.approximate_borders)
+        problem = Problem(
+            view,
+            options.admits,
+            pinned,
+            interior_only=options.approximate_borders,
+            keep_post_bn=options.keep_post_bn,
+        )
         plan = Plan(graph, found, constants, view, problem, solve(problem, forbidden))
         survivors = _survivors(plan)
         if survivors <= pinned:

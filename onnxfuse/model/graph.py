@@ -16,6 +16,7 @@ import onnx
 from onnx import AttributeProto
 
 from onnxfuse.errors import InputError
+from onnxfuse.model import walk
 
 PROVENANCE = "onnxfuse"
 """The metadata key that says what a fused node was."""
@@ -188,23 +189,15 @@ def _value(attribute: AttributeProto) -> Any:
     return attribute
 
 
-def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    for attribute in node.attribute:
-        if attribute.type == AttributeProto.GRAPH:
-            yield attribute.g
-        elif attribute.type == AttributeProto.GRAPHS:
-            yield from attribute.graphs
-
-
 def _captured(graph: onnx.GraphProto) -> Iterator[str]:
     """Names that nodes of nested graphs read or give out (a superset of the captures)."""
-    stack = [sub for node in graph.node for sub in _subgraphs(node)]
+    stack = [sub for node in graph.node for sub in walk.subgraphs(node)]
     while stack:
         inner = stack.pop()
         yield from (value.name for value in inner.output)
         for node in inner.node:
             yield from node.input
-            stack.extend(_subgraphs(node))
+            stack.extend(walk.subgraphs(node))
 
 
 def _all_names(graph: onnx.GraphProto) -> Iterator[str]:
@@ -218,4 +211,4 @@ def _all_names(graph: onnx.GraphProto) -> Iterator[str]:
             yield node.name
             yield from node.input
             yield from node.output
-            stack.extend(_subgraphs(node))
+            stack.extend(walk.subgraphs(node))

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
 from onnxfuse.errors import InputError
-from onnxfuse.model import tensors
+from onnxfuse.model import tensors, walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +158,9 @@ def _same(left: Path, right: Path) -> bool:
 
 
 def data_files(model: onnx.ModelProto, base: Path | None) -> dict[str, Path]:
-    """The external data files of a model's main graph by location. Raises `InputError`."""
+    """The external data files of a model by location. Raises `InputError`."""
     found: dict[str, Path] = {}
-    constants = [a.t for node in model.graph.node for a in node.attribute if a.HasField("t")]
-    for tensor in [*model.graph.initializer, *constants]:
+    for tensor in walk.stored(model):
         if tensor.data_location == TensorProto.EXTERNAL:
             location = tensors.external_entries(tensor).get("location", "")
             if location not in found:

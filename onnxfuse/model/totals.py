@@ -2,41 +2,44 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from math import prod
 
-from onnx import TensorProto
-
+from onnxfuse.model import walk
 from onnxfuse.model.constants import Constants
 from onnxfuse.model.graph import Graph, Node
 from onnxfuse.model.shapes import Shapes
 from onnxfuse.model.tensors import FLOATS
 from onnxfuse.records import Counts
 
+MULTIPLYING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
 
 def count(graph: Graph, shapes: Shapes, constants: Constants, size: int) -> Counts:
-    """The totals of a model whose file has ``size`` bytes."""
-    kinds = [node.op_type for node in graph.nodes if node.standard]
-    stored = [*graph.model.graph.initializer]
-    stored += [
-        value
-        for node in graph.nodes
-        if node.op_type == "Constant"
-        for value in node.attributes.values()
-        if isinstance(value, TensorProto)
-    ]
+    """The totals of a model whose file has ``size`` bytes, subgraphs and functions included.
+
+    How often a nested node runs is not known, so its multiply-accumulates are not counted; it
+    counts as uncounted, as does an operator of unknown shape.
+    """
+    inner = list(walk.inner_nodes(graph.model))
+    kinds = Counter(node.op_type for node in graph.nodes if node.standard)
+    kinds.update(node.op_type for node in inner if node.domain in ("", "ai.onnx"))
+    multiplying = [n for n in graph.nodes if n.standard and n.op_type in MULTIPLYING]
+    work = [macs(node, shapes, constants) for node in multiplying]
     return Counts(
-        nodes=len(graph.nodes),
-        conv=kinds.count("Conv"),
-        batch_normalization=kinds.count("BatchNormalization"),
-        parameters=sum(prod(t.dims) for t in stored if t.data_type in FLOATS),
-        macs=sum(macs(node, shapes, constants) for node in graph.nodes if node.standard),
+        nodes=len(graph.nodes) + len(inner),
+        conv=kinds["Conv"],
+        batch_normalization=kinds["BatchNormalization"],
+        parameters=sum(prod(t.dims) for t in walk.stored(graph.model) if t.data_type in FLOATS),
+        macs=sum(work),
         bytes=size,
+        uncounted=sum(kinds[kind] for kind in MULTIPLYING) - sum(map(bool, work)),
     )
 
 
 def macs(node: Node, shapes: Shapes, constants: Constants) -> int:
     """Multiply-accumulates of one node at the nominal sizes; zero where they are unknown."""
-    if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+    if node.op_type not in MULTIPLYING:
         return 0
     out, read = shapes.nominal.get(node.outputs[0]), shapes.nominal.get(node.inputs[0])
     weight = constants.shape(node.inputs[1]) if constants.known(node.inputs[1]) else None

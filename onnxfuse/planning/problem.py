@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 from onnxfuse.algebra.commuting import Pool
 from onnxfuse.algebra.form import Facts, Form, Source
 from onnxfuse.algebra.geometry import Axis, Geometry
-from onnxfuse.algebra.laws import Convolve, Law
+from onnxfuse.algebra.laws import Alias, Convolve, Law
 from onnxfuse.algebra.maps import AddMap
 from onnxfuse.lift import Lifted, View, lift
 from onnxfuse.lift.activations import activation_nodes
@@ -54,12 +55,15 @@ class Problem:
         pinned: frozenset[str] = frozenset(),
         *,
         interior_only: bool = False,
+        keep_post_bn: bool = False,
     ) -> None:
         self.view = view
         self.steps: dict[str, Step] = {}
         self.refusals: list[Refusal] = []
         self._sources: dict[str, Source | None] = {}
         self._lift_all(admitted)
+        if keep_post_bn:
+            self._keep_post_bn()
         auxiliary = self._auxiliary()
         self.steps = {t: s for t, s in self.steps.items() if s.node.index not in auxiliary}
         self.required = pinned | {
@@ -89,6 +93,26 @@ class Problem:
                 continue
             for tensor, law in found.laws.items():
                 self.steps[tensor] = Step(tensor, found, law, position)
+
+    def _keep_post_bn(self) -> None:
+        """Take no BatchNormalization that nothing linear reads; what only passes it on is not."""
+        post: set[str] = set()
+        for tensor, step in reversed(list(self.steps.items())):
+            readers = self.view.graph.consumers.get(tensor, [])
+            passed_on = [out for r in readers for out in r.outputs if self._reads_data(r, tensor)]
+            if all(out in post for out in passed_on):
+                if isinstance(step.law, Alias):
+                    post.add(tensor)
+                elif step.node.op_type == "BatchNormalization":
+                    del self.steps[tensor]
+                    self.refusals.append(
+                        Refusal(Code.EXCLUDED, "kept by --keep-post-bn", step.node.label)
+                    )
+
+    @cached_property
+    def labelled(self) -> dict[str, Node]:
+        """The nodes by the name that reports give them; the first of several."""
+        return {node.label: node for node in reversed(self.view.graph.order)}
 
     def _reads_data(self, reader: Node, tensor: str) -> bool:
         """Whether a lifted node has ``tensor`` among its operands."""

@@ -32,7 +32,7 @@ def refusals(regions: Mapping[str, Region], problem: Problem) -> list[Refusal]:
         if not reasons and not region.obstacles:
             found += _needed(region, problem, regions)
         found += _strides(region, problem)
-    return list(dict.fromkeys(found))
+    return list({(r.code, r.text, r.node): r for r in reversed(found)}.values())[::-1]
 
 
 def _all_but(step: Step, present: Mapping[str, Region]) -> Callable[[str], bool]:
@@ -64,38 +64,45 @@ def _joint(region: Region, problem: Problem) -> list[Refusal]:
         return list(merged.obstacles)
     reason = _price(merged.interior[0].node.label, merged, problem)
     if reason is None and merged.cover is not None:
-        reason = _apart(merged.cover)
+        reason = _apart(merged, merged.cover)
     return [] if reason is None else [reason.at(region.root.node.label)]
 
 
-def _apart(cover: Cover) -> Refusal | None:
+def _apart(merged: Region, cover: Cover) -> Refusal | None:
     """Why several maps of one tensor were not written as one."""
     terms = [term for term in cover.terms if not term.bare]
     families = [(t.source.name, t.outs, t.kernel.geometry.family) for t in terms]
     if len(families) != len(set(families)):
         text = "one kernel that holds all its branches would have more MACs or parameters"
-        return Refusal(Code.COST, text)
+        return _of(merged, Code.COST, text)
     strides = [(name, outs, tuple(s for s, _ in family)) for name, outs, family in families]
-    return Refusal(Code.PARITY, PARITY) if len(strides) != len(set(strides)) else None
+    return _of(merged, Code.PARITY, PARITY) if len(strides) != len(set(strides)) else None
+
+
+def _of(merged: Region, code: Code, text: str) -> Refusal:
+    """The refusal of a merge that was looked at."""
+    expression = merged.cover.form.text if merged.cover is not None else ""
+    tensors = tuple(step.tensor for step in merged.interior)
+    return Refusal(code, text, merged.root.node.label, expression, tensors)
 
 
 def _price(first: str, merged: Region, problem: Problem) -> Refusal | None:
     """What a merge that reaches back to the node ``first`` would cost too much."""
     old, new = old_counts(merged.interior, problem), merged.cost
-    into, label = f"merging {first!r} into it", merged.root.node.label
+    into = f"merging {first!r} into it"
     if new.macs > old.macs:
         text = f"{into} would take MACs from {old.macs:,} to {new.macs:,}"
-        return Refusal(Code.COST, text, label)
+        return _of(merged, Code.COST, text)
     if new.parameters > old.parameters:
         code = Code.SHARED_KERNEL if old.parameters == 0 else Code.COST
         text = f"{into} would take kernel parameters from {old.parameters:,} to {new.parameters:,}"
-        return Refusal(code, text, label)
+        return _of(merged, code, text)
     nodes = len({step.node.index for step in merged.interior})
     if merged.operators > nodes:
         text = f"{into} would take {merged.operators} nodes where {nodes} stand now"
-        return Refusal(Code.COST, text, label)
+        return _of(merged, Code.COST, text)
     if new.time > old.time:
-        return Refusal(Code.COST, f"{into} is estimated to be slower", label)
+        return _of(merged, Code.COST, f"{into} is estimated to be slower")
     return None
 
 
@@ -114,7 +121,7 @@ def _needed(region: Region, problem: Problem, present: Mapping[str, Region]) -> 
             out = problem.view.graph.read_outside(step.tensor)
             code = Code.GRAPH_OUTPUT if out else Code.READER
             why = "is a graph output" if out else "has another reader"
-            yield Refusal(code, f"{step.tensor!r} {why} and stays", region.root.node.label)
+            yield _of(merged, code, f"{step.tensor!r} {why} and stays")
 
 
 def _strides(region: Region, problem: Problem) -> Iterator[Refusal]:

@@ -1,0 +1,54 @@
+"""The range of kernels by output channel: what quantisation with one scale has to cover."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from onnxfuse.algebra.weights import Array
+from onnxfuse.lift import View
+from onnxfuse.model.graph import Node
+from onnxfuse.realise import Replacement
+from onnxfuse.records import Spread
+
+KERNELS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+def spread(
+    name: str, kernel: Array, op_type: str, attributes: Mapping[str, Any] = MappingProxyType({})
+) -> Spread:
+    """``max |w|`` over each output channel of a kernel.
+
+    A Conv has them on axis 0, shape ``(out, in/group, *k)``; a ConvTranspose on axis 1, with
+    all its groups together; a matrix on its last, or on its first where it is transposed.
+    """
+    axis = {"Conv": 0, "ConvTranspose": 1}.get(op_type, kernel.ndim - 1)
+    if op_type == "Gemm" and attributes.get("transB", 0):
+        axis = 0
+    peaks = np.abs(np.moveaxis(kernel, axis, 0).reshape(kernel.shape[axis], -1)).max(axis=1)
+    return Spread(name, float(peaks.min()), float(np.median(peaks)), float(peaks.max()))
+
+
+def standing(nodes: Sequence[Node], view: View) -> tuple[Spread, ...]:
+    """The kernels that nodes of the file read, each once."""
+    found: dict[str, Spread] = {}
+    for node in nodes:
+        name = node.input(1)
+        if node.op_type in KERNELS and name not in found and view.constants.known(name):
+            found[name] = spread(name, view.float64(name), node.op_type, node.attributes)
+    return tuple(found.values())
+
+
+def written(replacement: Replacement) -> tuple[Spread, ...]:
+    """The kernels of the operators that replace a region."""
+    return tuple(_written(replacement))
+
+
+def _written(replacement: Replacement) -> Iterator[Spread]:
+    for node in replacement.nodes:
+        weight = replacement.weights.get(node.inputs[1]) if len(node.inputs) > 1 else None
+        if node.op_type in KERNELS and weight is not None:
+            yield spread(node.inputs[1], weight.value, node.op_type, node.attributes)

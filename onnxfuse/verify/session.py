@@ -1,0 +1,212 @@
+"""What onnxruntime is asked: sessions without optimisations, seeded inputs, and noise on tensors.
+
+It knows models and feeds, and nothing of what results are compared for. Noise is as large as
+rounding; the model has a switch for it, and with the switch off every tensor is the model's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper
+
+from onnxfuse.model.graph import Graph
+from onnxfuse.model.shapes import Shape
+from onnxfuse.model.splice import fresh_names
+from onnxfuse.model.tensors import dtype_of
+
+FACTOR = 16.0
+"""How many times the response to noise two results may differ by."""
+UNITS = 4.0
+"""Disturbances are at least this many units of roundoff."""
+SIZES = ((1, 32), (2, 45))
+"""Batch and other dynamic dimensions of the two runs where sizes are dynamic."""
+SEED = 7
+SWITCH = "onnxfuse/disturb"
+"""The graph input that turns the noise on, where the model has no tensor of that name."""
+
+KINDS = {
+    "tensor(float)": TensorProto.FLOAT,
+    "tensor(double)": TensorProto.DOUBLE,
+    "tensor(float16)": TensorProto.FLOAT16,
+    "tensor(bfloat16)": TensorProto.BFLOAT16,
+}
+"""What onnxruntime calls the types that are rounded."""
+
+ort.set_default_logger_severity(4)
+
+
+class CannotRunError(Exception):
+    """onnxruntime does not load a model."""
+
+
+def opened(model: onnx.ModelProto | bytes | str, base: str | None) -> ort.InferenceSession:
+    """A session of a model, its bytes or its path; ``base`` is where its external data lies.
+
+    Raises `CannotRunError` with onnxruntime's own line.
+    """
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    if base is not None:
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", base
+        )
+    try:
+        source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise CannotRunError(line(error)) from error
+
+
+def kinds(model: onnx.ModelProto, names: Sequence[str], base: str | None) -> dict[str, int]:
+    """The element types that onnxruntime finds for tensors; those that are none are left out."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    present = {value.name for value in copy.graph.output}
+    copy.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in present)
+    wanted = set(names)
+    return {
+        value.name: KINDS[value.type]
+        for value in opened(copy, base).get_outputs()
+        if value.name in wanted and value.type in KINDS
+    }
+
+
+def line(error: Exception) -> str:
+    """The first line of an error, which is what fits into a report."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def written(shapes: Mapping[str, Any]) -> str:
+    """The shapes of arrays by name, as ``--input-shape`` takes them."""
+    return ", ".join(f"{n}:{'x'.join(map(str, a.shape))}" for n, a in shapes.items())
+
+
+def feeds(
+    values: Sequence[onnx.ValueInfoProto], shapes: Mapping[str, Shape]
+) -> Iterator[dict[str, Any]]:
+    """Seeded inputs: at two sizes where dimensions are dynamic and no shape was given."""
+    seen: set[tuple[tuple[int, ...], ...]] = set()
+    for batch, size in SIZES:
+        generator = np.random.default_rng(SEED)
+        found = {}
+        for value in values:
+            shape = _shape(value, shapes.get(value.name), batch, size)
+            found[value.name] = _random(generator, shape, value.type.tensor_type.elem_type)
+        key = tuple(array.shape for array in found.values())
+        if key not in seen:
+            seen.add(key)
+            yield found
+
+
+def _shape(
+    value: onnx.ValueInfoProto, given: Shape | None, batch: int, size: int
+) -> tuple[int, ...]:
+    if given is not None:
+        return tuple(int(n or 1) for n in given)
+    dims = value.type.tensor_type.shape.dim
+    return tuple(
+        dim.dim_value if dim.dim_value > 0 else (batch if axis == 0 else size)
+        for axis, dim in enumerate(dims)
+    )
+
+
+def _random(generator: np.random.Generator, shape: tuple[int, ...], kind: int) -> Any:
+    dtype = dtype_of(kind)
+    if dtype.kind in "iu":
+        return generator.integers(0, 4, shape).astype(dtype)
+    if dtype.kind == "b":
+        return generator.integers(0, 2, shape).astype(dtype)
+    return generator.standard_normal(shape).astype(dtype)
+
+
+def rms(array: Any) -> float:
+    """The root of the mean square; zero of nothing."""
+    return float(np.sqrt(np.mean(np.square(array)))) if array.size else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Disturbed:
+    """A model with noise on some tensors where its boolean input ``switch`` is true."""
+
+    model: onnx.ModelProto
+    switch: str
+
+
+def disturbed(
+    model: onnx.ModelProto,
+    graph: Graph,
+    levels: Mapping[str, float],
+    types: Mapping[str, int],
+    seeds: Iterable[float] = repeat(1.0),
+) -> Disturbed:
+    """A copy of ``model`` whose tensors named in ``levels`` vary by that much of themselves.
+
+    ``graph`` is the model's index. Tensors of equal shape vary alike where ``seeds`` repeat.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    fresh, draw = fresh_names(graph), iter(seeds)
+    noise = _Noise(fresh, fresh(SWITCH), graph.opset < 9)
+    nodes: list[onnx.NodeProto] = []
+    read: dict[str, str] = {}
+    for name in sorted(levels.keys() & {value.name for value in copy.graph.input}):
+        read[name] = fresh(f"{name}/disturbed")
+        nodes += noise.nodes(name, read[name], levels[name], types[name], next(draw))
+    for node in copy.graph.node:
+        if any(name in read for name in node.input):
+            node.input[:] = [read.get(name, name) for name in node.input]
+        calm = {out: fresh(f"{out}/calm") for out in node.output if out in levels}
+        if calm:
+            node.output[:] = [calm.get(out, out) for out in node.output]
+        nodes.append(node)
+        for name, source in calm.items():
+            nodes += noise.nodes(source, name, levels[name], types[name], next(draw))
+    del copy.graph.node[:]
+    copy.graph.node.extend(nodes)
+    copy.graph.input.append(helper.make_tensor_value_info(noise.switch, TensorProto.BOOL, []))
+    return Disturbed(copy, noise.switch)
+
+
+@dataclass(frozen=True, slots=True)
+class _Noise:
+    """``target = source · N(1, level)`` where the switch is on; infinities stay what they are.
+
+    ``old`` operator sets have no Where, and onnxruntime has none for bfloat16; there the factor is
+    raised to the power of the switch.
+    """
+
+    fresh: Callable[[str], str]
+    switch: str
+    old: bool
+
+    def nodes(
+        self, source: str, target: str, level: float, kind: int, seed: float
+    ) -> Iterator[onnx.NodeProto]:
+        wide, factor, product = (
+            self.fresh(f"{target}/{part}") for part in ("wide", "factor", "product")
+        )
+        width = TensorProto.DOUBLE if kind == TensorProto.DOUBLE else TensorProto.FLOAT
+        yield helper.make_node("Cast", [source], [wide], to=width)
+        yield helper.make_node(
+            "RandomNormalLike", [wide], [factor], dtype=width, mean=1.0, scale=level, seed=seed
+        )
+        if self.old or kind == TensorProto.BFLOAT16:
+            power, heard = self.fresh(f"{target}/power"), self.fresh(f"{target}/heard")
+            yield helper.make_node("Cast", [self.switch], [power], to=width)
+            yield helper.make_node("Pow", [factor, power], [heard])
+            yield helper.make_node("Mul", [wide, heard], [product])
+            yield helper.make_node("Cast", [product], [target], to=kind)
+            return
+        narrow = self.fresh(f"{target}/narrow")
+        yield helper.make_node("Mul", [wide, factor], [product])
+        yield helper.make_node("Cast", [product], [narrow], to=kind)
+        yield helper.make_node("Where", [self.switch, narrow, source], [target])

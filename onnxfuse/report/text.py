@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from onnxfuse.outcome import Examined, Outcome
 from onnxfuse.records import Counts, RegionReport, Report, Verification
+from onnxfuse.report import listing, tree
+from onnxfuse.report.names import clean, number, shortened, spreads
 
 SHOWN_REFUSALS = 8
 """Places left alone that are listed without ``-v``."""
 
 
-def clean(name: str) -> str:
-    """A name from a model, safe to print: what is not printable is escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+def rendered(outcome: Outcome, *, verbose: bool, quiet: bool) -> str:
+    """What a command prints. ``quiet`` leaves findings and differences alone."""
+    console = Console(highlight=False)
+    with console.capture() as captured:
+        if outcome.command == "fuse" and not quiet:
+            _fused(outcome.files, console, verbose)
+        elif outcome.command == "explain" and not quiet:
+            tree.show(outcome.files, console, verbose=verbose)
+        elif outcome.command == "check":
+            listing.show(outcome, console, verbose=verbose, quiet=quiet)
+        elif outcome.compared is not None:
+            listing.compared(outcome.compared, console, quiet=quiet)
+    return re.sub(r" +$", "", captured.get(), flags=re.MULTILINE)  # rich pads what it wraps
 
 
-def shortened(name: str, limit: int = 40) -> str:
-    """A long name with its middle left out; ``-v`` prints names whole."""
-    return name if len(name) <= limit else f"{name[: limit // 2 - 1]}…{name[-limit // 2 :]}"
-
-
-def number(value: int) -> str:
-    """Three significant digits with a suffix: 1.29M."""
-    for size, suffix in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if value >= size:
-            return (
-                f"{value / size:.3g}{suffix}" if value < 999 * size else f"{value // size}{suffix}"
-            )
-    return str(value)
+def _fused(files: Sequence[Examined], console: Console, verbose: bool) -> None:
+    for file in files:
+        if file.report is not None:
+            show(file.report, console, verbose=verbose)
+            if verbose:
+                console.print(f"Took {file.seconds:.2f} s.")
 
 
 def show(report: Report, console: Console, *, verbose: bool = False) -> None:
@@ -61,6 +70,8 @@ def _show_expressions(regions: tuple[RegionReport, ...], console: Console) -> No
         console.print(Text(f"  = {clean(region.expression)}"))
         nodes = ", ".join(clean(node) for node in region.nodes)
         console.print(Text(f"  from {nodes}", style="dim"))
+        if region.ranges and region.ranges_after:
+            console.print(Text(f"  {spreads(region)}", style="dim"))
     console.print()
 
 

@@ -1,0 +1,48 @@
+"""The formats of stdout, by name: each gives an outcome as one text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from onnxfuse.outcome import Outcome
+
+
+def render(outcome: Outcome, form: str, *, verbose: bool = False, quiet: bool = False) -> str:
+    """An outcome in one of `outcome.FORMATS`; ``verbose`` and ``quiet`` are for text."""
+    if form == "text":
+        from onnxfuse.report.text import rendered
+
+        return rendered(outcome, verbose=verbose, quiet=quiet)
+    return _MACHINE[form](outcome)
+
+
+def _json(outcome: Outcome) -> str:
+    from onnxfuse.report.data import to_json
+
+    return to_json(outcome)
+
+
+def _markdown(outcome: Outcome) -> str:
+    from onnxfuse.report.markdown import rendered
+
+    return rendered(outcome)
+
+
+def _github(outcome: Outcome) -> str:
+    from onnxfuse.report.github import rendered
+
+    return rendered(outcome)
+
+
+def _junit(outcome: Outcome) -> str:
+    from onnxfuse.report.junit import rendered
+
+    return rendered(outcome)
+
+
+_MACHINE: dict[str, Callable[[Outcome], str]] = {
+    "json": _json,
+    "markdown": _markdown,
+    "github": _github,
+    "junit": _junit,
+}

@@ -1,0 +1,41 @@
+"""Names and numbers as people read them; a name from a model is never trusted."""
+
+from __future__ import annotations
+
+from onnxfuse.records import RegionReport, Spread
+
+
+def clean(name: str) -> str:
+    """A name from a model, safe to print: what is not printable is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+def shortened(name: str, limit: int = 40) -> str:
+    """A long name with its middle left out; ``-v`` prints names whole."""
+    return name if len(name) <= limit else f"{name[: limit // 2 - 1]}…{name[-limit // 2 :]}"
+
+
+def number(value: int) -> str:
+    """Three significant digits with a suffix: 1.29M."""
+    for size, suffix in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if value >= size:
+            return (
+                f"{value / size:.3g}{suffix}" if value < 999 * size else f"{value // size}{suffix}"
+            )
+    return str(value)
+
+
+def plural(count: int, word: str) -> str:
+    """``1 region``, ``2 regions``."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
+def spreads(region: RegionReport) -> str:
+    """How wide the kernels' output channels spread before and after, as quantisation sees it."""
+    before, after = (_widest(held) for held in (region.ranges, region.ranges_after))
+    return f"widest channel ÷ median of max |w|: {before} → {after}"
+
+
+def _widest(held: tuple[Spread, ...]) -> str:
+    known = [spread.ratio for spread in held if spread.ratio is not None]
+    return f"{max(known):.2f}" if known else "–"

@@ -13,15 +13,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onnxfuse.errors import InputError, OnnxfuseError, ProofError
-from onnxfuse.records import Report
+from onnxfuse.records import Equivalence, Report
 from onnxfuse.version import __version__
 
 __all__ = [
+    "Equivalence",
     "InputError",
     "OnnxfuseError",
     "ProofError",
     "Report",
     "__version__",
+    "compare",
     "fuse",
     "plan",
 ]
@@ -79,6 +81,39 @@ def plan(
     return fusing.plan_model(
         source, _options(only, without, input_shapes, True, approximate_borders, keep_post_bn)
     )
+
+
+def compare(
+    a: Any,
+    b: Any,
+    *,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    rtol: float | Mapping[str, float] | None = None,
+    atol: float | Mapping[str, float] | None = None,
+) -> Equivalence:
+    """Whether two models with the same inputs compute the same, as onnxruntime runs them.
+
+    What may differ is measured on ``a``: it runs again with rounding-sized noise, and ``b`` may
+    differ by 16 times the response. ``rtol`` and ``atol``, for all outputs or by output name,
+    bound each element instead: ``|a − b| <= atol + rtol·|a|``.
+
+    Raises `InputError` where a model cannot be used or the inputs differ.
+    """
+    from onnxfuse import fusing
+    from onnxfuse.verify import equivalence
+
+    left, right = (fusing.read(_accepted(model)[0]) for model in (a, b))
+    bounds = [_by_output(bound) for bound in (rtol, atol)]
+    tolerance = equivalence.Tolerance(*bounds) if any(bounds) else None
+    shapes = {name: tuple(shape) for name, shape in (input_shapes or {}).items()}
+    return equivalence.compare(left, right, shapes, tolerance)
+
+
+def _by_output(bound: float | Mapping[str, float] | None) -> Mapping[str, float]:
+    """A bound by output name, "" being all outputs."""
+    if bound is None:
+        return {}
+    return bound if isinstance(bound, Mapping) else {"": bound}
 
 
 def _options(

@@ -146,11 +146,11 @@ class _Writer:
             summands.append(self._tiles(constant if carried else None))
             constant = None if carried else constant
         total = summands[0]
-        for summand in summands[1:]:
-            total = self._emit("Add", (total, summand))
-        if self.cover.known is not None:
+        if self.cover.known is not None:  # first: OpenVINO adds in place to what has a full batch
             total = self._with_known(self.cover.known, total, constant)
             constant = None
+        for summand in summands[1:]:
+            total = self._emit("Add", (total, summand))
         if constant is not None:
             total = self._emit("Add", (total, self._array("bias", self._wide(), constant)))
         total = self._laid_out(total)
@@ -275,10 +275,13 @@ class _Writer:
         amounts = [0, 0, *[0] * len(box.axes)]
         ends = [0, 1, *[0] * len(box.axes)]
         if self.opset < 11:
-            wide = self._emit("Pad", (term.source.name,), pads=amounts + ends, value=1.0)
+            wide = self._emit(
+                "Pad", (term.source.name,), mode="constant", pads=amounts + ends, value=1.0
+            )
         else:
             pads = self._integers("pads", *amounts, *ends)
-            wide = self._emit("Pad", (term.source.name, pads, self._one()))
+            # the default, written out: a converter to ncnn takes no Pad without it
+            wide = self._emit("Pad", (term.source.name, pads, self._one()), mode="constant")
         return self._conv_node(
             wide, box, term.source.lengths, lambda: ex.fold(joined, self.memo), bias
         )

@@ -153,6 +153,16 @@ class TestFiles:
         assert says in captured.err
         assert "1 fine" in captured.out
 
+    def test_names_that_look_like_options(self) -> None:
+        place("-x.onnx")
+        assert main(["check", "--", "-x.onnx"]) == 0
+        assert main(["check", str(FUSED), "--max-nodes", "9", "--", "-x.onnx"]) == 0
+
+    def test_an_empty_name_is_not_everything(self, capsys: pytest.CaptureFixture[str]) -> None:
+        place("a.onnx")
+        assert main(["check", ""]) == 2
+        assert "an empty name stands for no model" in capsys.readouterr().err
+
     def test_no_model_at_all(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["check"]) == 2
         assert "no model is named" in capsys.readouterr().err

@@ -71,6 +71,18 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         assert text in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", ["check", "explain", "verify"])
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert "exit codes" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--nonsense"])
+    assert stop.value.code == 2
+    assert "usage: onnxfuse" in capsys.readouterr().err
+
+
 def test_quiet_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(REPVGG), str(tmp_path / "o.onnx"), "-q"]) == 0
     captured = capsys.readouterr()

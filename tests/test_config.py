@@ -66,6 +66,15 @@ def test_the_command_line_wins() -> None:
     assert main(["check", "m.onnx", "--max-nodes", "9"]) == 1
 
 
+def test_a_general_limit_and_one_by_path_both_hold(capsys: pytest.CaptureFixture[str]) -> None:
+    text = '[tool.onnxfuse]\n{}[[tool.onnxfuse.budget]]\npath = "m.onnx"\nmax-bytes = {}\n'
+    shutil.copy(FUSED, "m.onnx")
+    for general, own, code in (("1GB", "1KB", 1), ("1KB", "1GB", 1), ("1GB", "1GB", 0)):
+        write(text.format(f'max-bytes = "{general}"\n', f'"{own}"'))
+        assert main(["check", "m.onnx"]) == code
+    assert "pyproject.toml)" in capsys.readouterr().out
+
+
 def test_every_command_reads_it(capsys: pytest.CaptureFixture[str]) -> None:
     write('[tool.onnxfuse]\nformat = "json"\nexcept = "/0/*"\nverify = false\n')
     assert main(["explain", FUSIBLE]) == 0

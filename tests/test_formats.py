@@ -226,6 +226,55 @@ def test_a_terminal_that_lacks_characters_still_gets_the_report(encoding: str) -
     assert b"/0/Add_1" in done.stdout
 
 
+@pytest.mark.parametrize("form", ["junit", "json", "markdown", "github"])
+def test_what_programs_read_is_utf_8_everywhere(form: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "onnxfuse", "check", FUSIBLE, "--format", form],
+        capture_output=True,
+        check=False,
+        env={"PYTHONIOENCODING": "latin-1", "PYTHONPATH": str(Path(__file__).parent.parent)},
+    )
+    assert done.returncode == 1
+    text = done.stdout.decode("utf-8")
+    assert "→" in text or form == "json"
+    if form == "junit":
+        assert "→" in next(ET.fromstring(done.stdout).iter("failure")).attrib["message"]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_what_stops_a_command_early_is_reported_too(
+    form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped = (
+        ["check", FUSED, "--max-nodes", "many"],
+        ["verify", FUSED, FUSED, "--rtol=x"],
+        ["explain", FUSED, "--config", "gone"],
+        [FUSED, "o", "--config", "gone"],
+    )
+    for arguments in stopped:
+        assert main([*arguments, "--format", form]) == 2
+        printed = capsys.readouterr()
+        assert printed.err.startswith("onnxfuse: error: ")
+        assert printed.err.count("\n") == 1
+        if form == "json":
+            jsonschema.validate(json.loads(printed.out), SCHEMA)
+        if form == "junit":
+            assert ET.fromstring(printed.out).attrib["errors"] == "1"
+        if form == "github":
+            assert printed.out.startswith("::error ")
+
+
+def test_annotations_name_files_from_the_workspace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "m.onnx").write_bytes(Path(FUSIBLE).read_bytes())
+    monkeypatch.setenv("GITHUB_WORKSPACE", str(tmp_path))
+    monkeypatch.chdir(tmp_path / "deep")
+    assert main(["check", "m.onnx", "--format", "github"]) == 1
+    assert "::error file=deep/m.onnx," in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("variables", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
 def test_colours_on_a_terminal_only(
     variables: dict[str, str], coloured: bool, monkeypatch: pytest.MonkeyPatch

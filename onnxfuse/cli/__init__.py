@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from onnxfuse.cli.arguments import parsed, settle
 from onnxfuse.errors import OnnxfuseError
-from onnxfuse.outcome import Exit, Outcome
+from onnxfuse.outcome import Compared, Examined, Exit, Outcome
+from onnxfuse.version import __version__
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,10 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("ONNXFUSE_TRACEBACK") and not isinstance(error, OnnxfuseError):
             raise
-        from onnxfuse.cli.examine import failure
-
-        found = failure(error)
-        return _fail(found.message, found.code)
+        return _stopped(error, chosen)
 
 
 def _outcome(chosen: argparse.Namespace) -> Outcome:
@@ -68,6 +66,8 @@ def _say(outcome: Outcome, chosen: argparse.Namespace) -> None:
     from onnxfuse.report import formats
 
     text = formats.render(outcome, chosen.format, verbose=chosen.verbose, quiet=chosen.quiet)
+    if chosen.format != "text" and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # as XML says, and JSON and the runner expect
     sys.stdout.write(text)
     sys.stdout.flush()
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
@@ -76,6 +76,22 @@ def _say(outcome: Outcome, chosen: argparse.Namespace) -> None:
 
         with open(summary, "a", encoding="utf-8") as stream:  # noqa: PTH123 - the runner's file
             stream.write(summarised(outcome))
+
+
+def _stopped(error: Exception, chosen: argparse.Namespace) -> int:
+    """What stopped a command before it judged a file, in the format asked for."""
+    from onnxfuse.cli.examine import failure
+
+    found = failure(error)
+    chosen.format = chosen.format or "text"
+    if chosen.command == "verify":
+        compared = Compared(chosen.left, chosen.right, failure=found)
+        _say(Outcome("verify", compared=compared, version=__version__), chosen)
+    else:
+        path = "" if chosen.command == "check" else chosen.input
+        stopped = Examined(path, failure=found)
+        _say(Outcome(chosen.command, (stopped,), version=__version__), chosen)
+    return int(found.code)
 
 
 def _fail(message: str, code: Exit) -> int:

@@ -103,7 +103,9 @@ def check_parser() -> argparse.ArgumentParser:
         budgets.add_argument(f"--max-{name}", metavar="SIZE", help=what)
     budgets.add_argument("--baseline", metavar="FILE", help="committed sizes to compare with")
     budgets.add_argument(
-        "--max-growth", metavar="2%", help="growth over the baseline that is allowed (default 0)"
+        "--max-growth",
+        metavar="SHARE",
+        help="growth over the baseline that is allowed, as in 2%% (default 0)",
     )
     budgets.add_argument(
         "--update-baseline", action="store_true", help="write the sizes found to the baseline"
@@ -185,8 +187,17 @@ PARSERS = {"check": check_parser, "explain": explain_parser, "verify": verify_pa
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     """The command and its options; leaves the process on ``--help`` and on wrong usage."""
     if arguments and arguments[0] in PARSERS:
+        options = list(arguments[1:])
+        if arguments[0] != "check":
+            return PARSERS[arguments[0]]().parse_args(options)
+        names: list[str] = []
+        if "--" in options:
+            names = options[options.index("--") + 1 :]
+            options = options[: options.index("--")]
         # models may stand before and behind options
-        return PARSERS[arguments[0]]().parse_intermixed_args(arguments[1:])
+        chosen = check_parser().parse_intermixed_args(options)
+        chosen.inputs += names
+        return chosen
     return fuse_parser().parse_args(arguments)
 
 

@@ -46,7 +46,10 @@ class Gate:
         for key, metric in LIMITS.items():
             value = getattr(chosen, _name(key))
             if value is not None:
-                self.given.append(Limit(metric, amount(value, key), f"--{key}"))
+                typed = _name(key) in chosen.typed
+                source = f"--{key}" if typed else f"{key} in {config.path}"
+                self.given.append(Limit(metric, amount(value, key), source))
+        self.typed = {metric for key, metric in LIMITS.items() if _name(key) in chosen.typed}
         wanted = {*map(_name, LIMITS), "baseline", "max_growth", "update_baseline"} & chosen.typed
         if not self.budgets and wanted:
             raise InputError(
@@ -73,10 +76,9 @@ class Gate:
     def _limits(self, path: str) -> Iterator[Limit]:
         """The limits of one model; those of the command line win over configured ones."""
         yield from self.given
-        typed = {limit.metric for limit in self.given}
         for rule in self.rules:
             if paths.meant(path, rule):
-                yield from (limit for limit in rule.limits if limit.metric not in typed)
+                yield from (limit for limit in rule.limits if limit.metric not in self.typed)
         if self.baseline is not None and not self.updates:
             yield from self.baseline.limits(path, self.growth)
 

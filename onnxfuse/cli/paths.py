@@ -14,6 +14,8 @@ from onnxfuse.outcome import Examined, Exit, Failure
 
 def models(inputs: Sequence[str], rules: Sequence[Rule]) -> tuple[list[str], list[Examined]]:
     """The models to check, each once, and what was named but stands for none."""
+    if "" in inputs:
+        raise InputError("an empty name stands for no model")
     named = [(text, _matches(text)) for text in inputs]
     if not named:
         for rule in rules:

@@ -5,6 +5,9 @@ Annotations fail no job; the exit code does.
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from onnxfuse.outcome import Outcome, Verdict
 
 _COMMANDS = {"failed": "error", "error": "error", "noted": "notice"}
@@ -24,11 +27,19 @@ def rendered(outcome: Outcome) -> str:
 
 
 def _line(verdict: Verdict) -> str:
+    place = f"file={_property(_located(verdict.file))}," if verdict.file else ""
     title = _property(f"onnxfuse: {verdict.name}")
-    return (
-        f"::{_COMMANDS[verdict.status]} file={_property(verdict.file)},title={title}"
-        f"::{_message(verdict.text or verdict.name)}"
-    )
+    command = _COMMANDS[verdict.status]
+    return f"::{command} {place}title={title}::{_message(verdict.text or verdict.name)}"
+
+
+def _located(file: str) -> str:
+    """The path as the runner wants it: relative to the workspace, wherever the command ran."""
+    workspace = os.environ.get("GITHUB_WORKSPACE")
+    place = os.path.realpath(file)
+    if not workspace or not Path(place).is_relative_to(os.path.realpath(workspace)):
+        return file
+    return os.path.relpath(place, os.path.realpath(workspace))
 
 
 def _message(text: str) -> str:

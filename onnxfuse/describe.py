@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from math import prod
 
 from onnxfuse import ranges, sketch
-from onnxfuse.algebra import geometry as geo
+from onnxfuse.algebra import padded
 from onnxfuse.algebra.form import Term
 from onnxfuse.algebra.geometry import Geometry
 from onnxfuse.layout import Relaid
@@ -17,10 +17,13 @@ from onnxfuse.model.totals import macs
 from onnxfuse.planning.problem import Problem
 from onnxfuse.planning.region import Region, labels, old_counts
 from onnxfuse.planning.written import (
+    KERNELED,
+    Affine,
     Cover,
     is_carrier,
     is_convolution,
     needs_constant,
+    operator,
     operators,
     terms_carry,
 )
@@ -140,10 +143,10 @@ def new_parameters(cover: Cover, problem: Problem) -> int:
     total = cover.known.constants if cover.known is not None else 0
     for term in cover.terms:
         if is_convolution(term, cover.affine):
-            total += geo.materialise(term.kernel.geometry, term.source.lengths).parameters
+            total += padded.materialise(term.kernel.geometry, term.source.lengths).parameters
         elif not term.bare:
             total += term.kernel.geometry.out_channels * (
-                4 if cover.affine == "BatchNormalization" else 1
+                4 if operator(term, cover.affine) == "BatchNormalization" else 1
             )
     if not needs_constant(form, facts):
         return total
@@ -162,12 +165,8 @@ def new_parameters(cover: Cover, problem: Problem) -> int:
 
 def _became(cover: Cover, written: Sequence[str]) -> str:
     """``Conv 3×3`` and the like, with what else is left."""
-    convs = [
-        _conv(geo.materialise(t.kernel.geometry, t.source.lengths), t)
-        for t in cover.terms
-        if is_convolution(t, cover.affine)
-    ]
-    others = Counter(kind for kind in written if kind != "Conv")
+    convs = [_kerneled(t, cover.affine) for t in cover.terms if is_convolution(t, cover.affine)]
+    others = Counter(kind for kind in written if kind not in KERNELED)
     if cover.known is not None:
         others -= Counter(cover.known.operators)
         convs.append(_KNOWN[cover.known.style])
@@ -182,7 +181,23 @@ _KNOWN = {
 }
 
 
-def _conv(geometry: Geometry, term: Term) -> str:
+def _kerneled(term: Term, affine: Affine) -> str:
+    """``Conv 3×3/2`` or ``Gemm 8×16``."""
+    kind, geometry = operator(term, affine), term.kernel.geometry
+    if kind == "Conv":
+        return _conv(padded.materialise(geometry, term.source.lengths))
+    if kind == "ConvTranspose":
+        strides = {axis.up for axis in geometry.axes}
+        stride = (
+            str(max(strides))
+            if len(strides) == 1
+            else ",".join(str(axis.up) for axis in geometry.axes)
+        )
+        return f"ConvT {'×'.join(map(str, geometry.taps))}/{stride}"
+    return f"{kind} {geometry.in_channels}×{geometry.out_channels}"
+
+
+def _conv(geometry: Geometry) -> str:
     text = "Conv " + "×".join(map(str, geometry.taps))
     if any(axis.stride > 1 for axis in geometry.axes):
         strides = [str(axis.stride) for axis in geometry.axes]

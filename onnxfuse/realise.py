@@ -8,56 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from onnxfuse.algebra import expression as ex
-from onnxfuse.algebra import geometry as geo
-from onnxfuse.algebra import weights
+from onnxfuse.algebra import padded, weights
 from onnxfuse.algebra.expression import Kernel
-from onnxfuse.algebra.form import UNIT, Facts, Plane, Source, Term
-from onnxfuse.algebra.geometry import Geometry, Lengths
+from onnxfuse.algebra.form import UNIT, Facts, Source, Term
+from onnxfuse.algebra.geometry import Geometry
 from onnxfuse.algebra.weights import Array
+from onnxfuse.emit import Emitter, Load, MapAt, NewNode, Weight
 from onnxfuse.planning.known import channel_box
 from onnxfuse.planning.region import Region
 from onnxfuse.planning.written import (
     Cover,
     Known,
     is_carrier,
-    is_convolution,
     needs_constant,
+    operator,
     terms_carry,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class NewNode:
-    """An operator to be written: names of tensors in and out, plain attributes."""
-
-    op_type: str
-    name: str
-    inputs: tuple[str, ...]
-    output: str
-    attributes: dict[str, Any] = field(default_factory=dict)
-
-
-class Weight:
-    """A float64 constant that is folded when it is first asked for; its shape is known before."""
-
-    def __init__(self, shape: tuple[int, ...], compute: Callable[[], Array]) -> None:
-        self.shape = shape
-        self._compute = compute
-
-    @cached_property
-    def value(self) -> Array:
-        """The array, in float64."""
-        return self._compute().reshape(self.shape)
-
-
-MapAt = Callable[[Mapping[str, Sequence[int]]], Array]
-"""A constant map at given spatial lengths of the sources."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +61,6 @@ def realise(region: Region, fresh: Callable[[str], str], opset: int, facts: Fact
     return _Writer(region, region.cover, fresh, opset, facts).write()
 
 
-Load = Callable[[], Array]
-
-
 def _embedded(kernel: Kernel, geometry: Geometry, memo: dict[int, Array]) -> Load:
     return lambda: weights.embed(ex.fold(kernel, memo), kernel.geometry, geometry)
 
@@ -110,7 +78,7 @@ def _share(constant: Load, start: int, stop: int) -> Load:
     return lambda: constant()[start:stop]
 
 
-class _Writer:
+class _Writer(Emitter):
     """Writes one cover; the last node writes the root tensor."""
 
     def __init__(
@@ -121,17 +89,12 @@ class _Writer:
         opset: int,
         facts: Facts,
     ) -> None:
+        super().__init__(region.root.tensor, region.root.node.label, fresh, opset)
         self.region = region
         self.cover = cover
-        self.fresh = fresh
-        self.opset = opset
         self.facts = facts
-        self.nodes: list[NewNode] = []
-        self.weights: dict[str, Weight] = {}
-        self.integers: dict[str, Any] = {}
-        self.maps: dict[str, MapAt] = {}
         self.memo: dict[int, Array] = {}
-        self.prefix = region.root.node.label
+        self.order = cover.terms[0].source.order
 
     def write(self) -> Replacement:
         form = self.cover.form
@@ -152,7 +115,9 @@ class _Writer:
         for summand in summands[1:]:
             total = self._emit("Add", (total, summand))
         if constant is not None:
-            total = self._emit("Add", (total, self._array("bias", self._wide(), constant)))
+            total = self._emit(
+                "Add", (total, self._array("bias", self._wide(form.channels), constant))
+            )
         total = self._laid_out(total)
         if form.outer is not None:
             total = self._emit(form.outer.op_type, (total,), **form.outer.attributes)
@@ -164,21 +129,17 @@ class _Writer:
 
     def _laid_out(self, total: str) -> str:
         """``total`` with its axes where the form has them."""
-        layout, rank = self.cover.form.layout, self.cover.form.rank + 2
+        layout, stands = self.cover.form.layout, self.order
         kept = [base for base in layout if base != UNIT]
-        missing = [base for base in range(rank) if base not in kept]
+        missing = [axis for axis, base in enumerate(stands) if base not in kept]
         if missing:
             total = self._reshaped("Squeeze", total, missing)
-        order = [sorted(kept).index(base) for base in kept]
+        stood = [base for base in stands if base in kept]
+        order = [stood.index(base) for base in kept]
         if order != sorted(order):
             total = self._emit("Transpose", (total,), perm=order)
         units = [axis for axis, base in enumerate(layout) if base == UNIT]
         return self._reshaped("Unsqueeze", total, units) if units else total
-
-    def _reshaped(self, op_type: str, name: str, axes: list[int]) -> str:
-        if self.opset < 13:
-            return self._emit(op_type, (name,), axes=axes)
-        return self._emit(op_type, (name, self._integers("axes", *axes)))
 
     def _constant(self) -> Load:
         """The whole constant, to be folded later."""
@@ -193,18 +154,37 @@ class _Writer:
         """The tensor of one term; an operator with a bias takes the constant."""
         if term.bare:
             return term.source.name
-        if is_convolution(term, self.cover.affine):
+        kind = operator(term, self.cover.affine)
+        if kind in ("Conv", "ConvTranspose"):
             return self._conv(term, constant)
-        return self._affine(term, constant)
+        if kind in ("Gemm", "MatMul"):
+            return self._linear(kind, term, constant)
+        return self._affine(kind, term, constant)
 
-    def _affine(self, term: Term, constant: Load | None) -> str:
+    def _linear(self, kind: str, term: Term, bias: Load | None) -> str:
+        """A dense map of one tap: a Gemm with its bias, or a MatMul."""
+        fan_in, fan_out = term.kernel.geometry.in_channels, term.kernel.geometry.out_channels
+
+        def matrix() -> Array:
+            return ex.fold(term.kernel, self.memo).reshape(fan_out, fan_in)
+
+        source = self._selected(term)
+        if kind == "MatMul":
+            turned = self._array("weight", (fan_in, fan_out), lambda: matrix().T)
+            return self._emit("MatMul", (source, turned))
+        inputs = [source, self._array("weight", (fan_out, fan_in), matrix)]
+        if bias is not None or self.opset < 11:
+            inputs.append(self._array("bias", (fan_out,), bias or (lambda: np.zeros(fan_out))))
+        return self._emit("Gemm", tuple(inputs), transB=1)
+
+    def _affine(self, kind: str, term: Term, constant: Load | None) -> str:
         """A per-channel map as the operator that the region had it as."""
         count = term.kernel.geometry.out_channels
 
         def scale() -> Array:
             return ex.fold(term.kernel, self.memo)
 
-        if self.cover.affine == "BatchNormalization":
+        if kind == "BatchNormalization":
             parameters: dict[str, Load] = {
                 "scale": scale,
                 "bias": constant or (lambda: np.zeros(count)),
@@ -213,12 +193,17 @@ class _Writer:
             }
             names = [self._array(kind, (count,), load) for kind, load in parameters.items()]
             return self._emit("BatchNormalization", (term.source.name, *names), epsilon=0.0)
-        factor = self._array("scale", (1, count, *[1] * self.cover.form.rank), scale)
+        factor = self._array("scale", self._wide(count), scale)
         return self._emit("Mul", (term.source.name, factor))
 
-    def _wide(self) -> tuple[int, ...]:
-        """The shape of a per-channel constant that broadcasts against (N, C, *spatial)."""
-        return (1, self.cover.form.channels, *[1] * self.cover.form.rank)
+    def _wide(self, channels: int) -> tuple[int, ...]:
+        """The shape of a per-channel constant that broadcasts against the sources' layout.
+
+        ``(1, C, 1, …)``; where the channels stand last, ``(C,)``.
+        """
+        if self.order[-1] == 1 and self.order != (0, 1):
+            return (channels,)
+        return tuple(channels if base == 1 else 1 for base in self.order)
 
     def _tiles(self, constant: Load | None) -> str:
         """The tiles joined on the channels; one carrier of each run takes its share."""
@@ -235,37 +220,20 @@ class _Writer:
                 share = None
                 total = self._emit("Add", (total, name)) if total else name
             names.append(total)
-        return names[0] if len(names) == 1 else self._emit("Concat", tuple(names), axis=1)
+        return (
+            names[0]
+            if len(names) == 1
+            else self._emit("Concat", tuple(names), axis=self.order.index(1))
+        )
 
     def _conv(self, term: Term, bias: Load | None) -> str:
         part = term.kernel.geometry
         known = self.cover.known
         if known is not None and known.style == "channel":
             return self._conv_with_ones(term, known.terms[0], bias)
-        geometry = geo.materialise(part, term.source.lengths)
+        geometry = padded.materialise(part, term.source.lengths)
         kernel = _embedded(term.kernel, geometry, self.memo)
         return self._conv_node(self._selected(term), geometry, term.source.lengths, kernel, bias)
-
-    def _conv_node(
-        self, source: str, geometry: Geometry, lengths: Lengths, kernel: Load, bias: Load | None
-    ) -> str:
-        inputs = [source, self._array("weight", geometry.kernel_shape, kernel)]
-        if bias is not None:
-            inputs.append(self._array("bias", (geometry.out_channels,), bias))
-        axes = geometry.axes
-        padding: dict[str, Any] = {"pads": [axis.pads[end] for end in (0, 1) for axis in axes]}
-        mode = geo.auto_pad(geometry, lengths)
-        if mode != "NOTSET":
-            padding = {"auto_pad": mode}
-        return self._emit(
-            "Conv",
-            tuple(inputs),
-            dilations=[axis.dilation for axis in axes],
-            group=geometry.groups,
-            kernel_shape=[axis.taps for axis in axes],
-            **padding,
-            strides=[axis.stride for axis in axes],
-        )
 
     def _conv_with_ones(self, term: Term, ones: Term, bias: Load | None) -> str:
         """A convolution whose source has a channel of ones behind its own."""
@@ -286,9 +254,6 @@ class _Writer:
             wide, box, term.source.lengths, lambda: ex.fold(joined, self.memo), bias
         )
 
-    def _one(self) -> str:
-        return self._array("one", (), lambda: np.ones(()))
-
     def _with_known(self, known: Known, total: str, constant: Load | None) -> str:
         """``total`` plus the constant that varies in space; it takes the uniform one along."""
         if known.style == "channel":
@@ -297,7 +262,7 @@ class _Writer:
             return self._emit("Add", (total, self._map(known.terms, constant)))
         for term in known.terms:
             assert term.source.plane is not None
-            geometry = geo.materialise(term.kernel.geometry, term.source.lengths)
+            geometry = padded.materialise(term.kernel.geometry, term.source.lengths)
             load = _embedded(term.kernel, geometry, self.memo)
             plane = self._plane(term.source.plane)
             response = self._conv_node(plane, geometry, term.source.lengths, load, constant)
@@ -325,58 +290,20 @@ class _Writer:
                 for term in terms
             ]
             total: Array = sum(parts[1:], parts[0])
-            return total if constant is None else total + constant().reshape(self._wide())
+            return (
+                total
+                if constant is None
+                else total + constant().reshape(1, -1, *[1] * self.cover.form.rank)
+            )
 
         shape = (1, channels, *[size or 0 for size in terms[0].lengths])
         name = self._array("map", shape, lambda: at(lengths))
         self.maps[name] = at
         return name
 
-    def _plane(self, plane: Plane) -> str:
-        """Ones over the positions of a map, whatever the size of its tensor."""
-        name = plane.of.name
-        if self.opset >= 15:
-            size = self._emit("Shape", (name,), start=2)
-        else:
-            size = self._emit("Shape", (name,))
-            size = self._slice(size, 0, 2, 2 + len(plane.axes))
-        if any(slack + stride for stride, slack in plane.axes):
-            offsets = self._integers("offsets", *(slack + stride for stride, slack in plane.axes))
-            size = self._emit("Add", (size, offsets))
-        if any(stride > 1 for stride, _ in plane.axes):
-            strides = self._integers("strides", *(stride for stride, _ in plane.axes))
-            size = self._emit("Div", (size, strides))
-        shape = self._emit("Concat", (self._integers("one_map", 1, 1), size), axis=0)
-        return self._emit("Expand", (self._one(), shape))
-
     def _selected(self, term: Term) -> str:
         """The term's source, or the channels of it that the term reads."""
         start, stop = term.ins
         if (start, stop) == (0, term.source.channels):
             return term.source.name
-        return self._slice(term.source.name, 1, start, stop)
-
-    def _slice(self, name: str, axis: int, start: int, stop: int) -> str:
-        if self.opset < 10:
-            return self._emit("Slice", (name,), axes=[axis], starts=[start], ends=[stop])
-        bounds = [
-            self._integers(kind, value)
-            for kind, value in (("starts", start), ("ends", stop), ("axes", axis))
-        ]
-        return self._emit("Slice", (name, *bounds))
-
-    def _integers(self, kind: str, *values: int) -> str:
-        name = self.fresh(f"{self.prefix}_fused_{kind}")
-        self.integers[name] = np.array(values, np.int64)
-        return name
-
-    def _array(self, kind: str, shape: tuple[int, ...], compute: Load) -> str:
-        name = self.fresh(f"{self.prefix}_fused_{kind}")
-        self.weights[name] = Weight(shape, compute)
-        return name
-
-    def _emit(self, op_type: str, inputs: tuple[str, ...], **attributes: Any) -> str:
-        name = self.fresh(f"{self.prefix}_fused")
-        output = self.fresh(f"{self.region.root.tensor}_fused")
-        self.nodes.append(NewNode(op_type, name, inputs, output, attributes))
-        return output
+        return self._slice(term.source.name, self.order.index(1), start, stop)

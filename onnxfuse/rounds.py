@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import onnx
 
+from onnxfuse.emit import NewNode, Weight
 from onnxfuse.errors import InputError, OnnxfuseError, ProofError
 from onnxfuse.layout import Relaid, relaid
 from onnxfuse.layout.rules import REORDERING
@@ -25,7 +26,7 @@ from onnxfuse.planning.problem import Problem
 from onnxfuse.planning.reasons import refusals
 from onnxfuse.planning.region import Region
 from onnxfuse.planning.search import solve
-from onnxfuse.realise import NewNode, Replacement, Weight, realise
+from onnxfuse.realise import Replacement, realise
 from onnxfuse.records import Counts
 from onnxfuse.refusal import Code, Refusal
 from onnxfuse.version import __version__

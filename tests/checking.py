@@ -28,6 +28,7 @@ from comparing import (
 from onnx import ModelProto
 
 import onnxfuse
+from onnxfuse.model.walk import inner_nodes
 from onnxfuse.planning.known import SPARE
 from onnxfuse.records import RegionReport, Report
 from onnxfuse.refusal import Code
@@ -65,15 +66,15 @@ class Outcome:
 
 
 def weight_elements(model: ModelProto) -> int:
-    """The elements of all Conv kernels, one that several convolutions share counted once."""
+    """The elements of all kernels, one that several operators share counted once."""
     producers = {out: node for node in model.graph.node for out in node.output}
     sizes = {t.name: prod(t.dims) for t in model.graph.initializer}
     found: dict[str, int] = {}
     for node in model.graph.node:
-        if node.op_type != "Conv":
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
             continue
         name = node.input[1]
-        while name in producers and producers[name].op_type == "Identity":
+        while name in producers and producers[name].op_type in ("Identity", "Transpose"):
             name = producers[name].input[0]
         source = name
         while source in producers and producers[source].op_type != "Constant":
@@ -276,7 +277,8 @@ def _counts(model: ModelProto, fused: ModelProto, report: Report) -> Iterator[Fi
     planes = sum(region.constant == "plane" for region in report.regions)
     if report.after.nodes > report.before.nodes + SIZING * planes:
         yield Finding("nodes grow", f"from {report.before.nodes} to {report.after.nodes}")
-    if len(fused.graph.node) != report.after.nodes or len(model.graph.node) != report.before.nodes:
+    counted = [len(m.graph.node) + sum(1 for _ in inner_nodes(m)) for m in (model, fused)]
+    if counted != [report.before.nodes, report.after.nodes]:
         yield Finding("nodes miscounted", f"the report says {report.after.nodes} nodes")
     before, after = weight_elements(model), weight_elements(fused)
     if after > before:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from random_layouts import Islands
+from random_linear import Layers
 from random_operators import Impossible, Ints, Value
 
 
@@ -27,7 +27,7 @@ class Grid:
     auto: str = ""
 
 
-class Brancher(Islands):
+class Brancher(Layers):
     """Builds branches over one tensor that agree on a grid, and joins them."""
 
     def grid(self, x: Value) -> Grid:

@@ -16,7 +16,7 @@ import numpy as np
 from onnx import ModelProto, helper
 from random_branches import Brancher
 from random_layouts import Last
-from random_operators import Impossible, Value
+from random_operators import Impossible, Ints, Value
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,48 @@ class Maker(Brancher):
             found = self.joined([found, self.pick(earlier)])
         return self.decorated(found, 0.4)
 
+    def raised(self, x: Value) -> Value:
+        """Transposed convolutions of one tensor, summed, with affines and 1×1 around them."""
+        strides = tuple(self.integer(1, 3) for _ in range(self.rank))
+        more = tuple(self.integer(0, s - 1) if self.chance(0.2) else 0 for s in strides)
+        trim = tuple(self.integer(0, 2) for _ in range(2 * self.rank))
+        out = self.integer(1, 6)
+        if self.chance(0.4):
+            x = self.decoration(x)
+        parts = [self.spread(x, out, strides, more, trim) for _ in range(self.pick([1, 1, 2, 3]))]
+        total = parts[0]
+        for part in parts[1:]:
+            total = self.same(total, "Add", part.name)
+        return self.decorated(total, 0.8)
+
+    def spread(self, x: Value, out: int, strides: Ints, more: Ints, trim: Ints) -> Value:
+        """One of them; of a sum all have the same lengths and mostly one grid."""
+        groups = x.channels if out == x.channels and self.chance(0.3) else 1
+        taps, pads = [], [0] * (2 * self.rank)
+        lengths = []
+        for axis in range(self.rank):
+            begin, end = trim[axis], trim[axis + self.rank]
+            grown = self.integer(0, 2)  # a wider window trimmed as much gives the same lengths
+            k = strides[axis] + begin + end + grown
+            pads[axis] = begin + (grown if self.chance(0.3) else grown // 2)
+            pads[axis + self.rank] = begin + end + grown - pads[axis]
+            taps.append(k)
+            full = strides[axis] * (x.lengths[axis] - 1) + k + more[axis]
+            lengths.append(full - pads[axis] - pads[axis + self.rank])
+        if min(pads) < 0 or min(lengths) < 1:
+            raise Impossible
+        attributes = {"strides": strides, "pads": pads, "group": groups, "output_padding": more}
+        inputs = [x.name, self.kernel(x.channels, out // groups, *taps)]
+        if self.chance(0.4):
+            inputs.append(self.vector(out))
+        made = self.value(self.node("ConvTranspose", inputs, **attributes)[0], out, lengths)
+        return self.normalised(made)[0] if self.chance(0.4) else made
+
     def stages(self, x: Value, blocks: int) -> Value:
         for _ in range(min(self.pick([1, 2, 2, 3]), blocks)):
             before = x
             steps = [self.block] * 5 + ([self.loose] if self.chance(0.3) else [])
+            steps += [self.raised] if self.chance(0.4) else []
             steps = [self.sea] if self.inland and self.chance(0.8) else steps
             try:
                 x = self.pick(steps)(x)
@@ -138,6 +176,8 @@ class Maker(Brancher):
             outputs.append(self.same(self.pick(inner), "Relu"))
         if lasts and self.chance(0.4):
             outputs.append(self.pick(lasts))
+        if self.chance(0.25):
+            outputs.append(Last(self.head(self.pick([last, *inner])), 0, ()))
         return self.model(sources, outputs)
 
     def model(self, sources: list[Value | Last], outputs: list[Value | Last]) -> Sample:

@@ -261,12 +261,17 @@ class Islands(Borders):
         steps += [self.l_residual, self.l_pad, self.l_slice, self.l_concat] * 2
         steps += [self.l_split, self.l_gate, self.l_softmax, self.l_reduced, self.l_several]
         steps += [lambda last: self.forth(convolve(self.back(last)))] * 8
+        steps += self.l_steps()
         for _ in range(self.integer(1, 6)):
             try:
                 now = self.pick(steps)(now)
             except Impossible:
                 continue
         return self.back(now)
+
+    def l_steps(self) -> list[Callable[[Last], Last]]:
+        """More operators that a run may hold."""
+        return []
 
     def l_same(self, x: Last, op: str, *others: str, **attributes: Any) -> Last:
         return self.last(self.node(op, [x.name, *others], **attributes)[0], x.channels, x.lengths)

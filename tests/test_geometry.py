@@ -9,6 +9,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from onnxfuse.algebra import geometry as geo
+from onnxfuse.algebra import padded
 from onnxfuse.algebra.geometry import Axis, Geometry
 
 LENGTHS = range(1, 21)
@@ -167,7 +168,7 @@ def test_other_strides_are_never_contained():
 def test_materialise_reads_the_same_with_no_negative_pads(axis, x):
     sizes = [n for n in (LENGTHS if x is None else [x]) if axis.length(n) >= 1]
     assume(sizes)
-    real = geo.materialise_axis(axis, x)
+    real = padded.materialise_axis(axis, x)
     assert min(real.pads) >= 0
     assert real.stride == axis.stride
     assert geo.contains(real, axis)
@@ -186,7 +187,7 @@ def test_materialise_reads_the_same_with_no_negative_pads(axis, x):
     ],
 )
 def test_materialise_adds_the_fewest_taps(axis, x, taps_written):
-    assert geo.materialise_axis(axis, x).taps == taps_written
+    assert padded.materialise_axis(axis, x).taps == taps_written
 
 
 @pytest.mark.parametrize(("x", "tap"), [(8, 0), (9, 1)])
@@ -289,7 +290,7 @@ def test_auto_pad_writes_what_it_reads(first, second, static):
         Axis.same_window(k, s, d, size, upper=first[3])
         for (k, s, d, _), size in zip((first, second), (None, x), strict=True)
     )
-    mode = geo.auto_pad(Geometry(1, 1, 1, axes), (None, x))
+    mode = padded.auto_pad(Geometry(1, 1, 1, axes), (None, x))
     if not any(axis.moves for axis in axes):
         assert mode == "NOTSET"
         return
@@ -302,7 +303,7 @@ def test_auto_pad_writes_what_it_reads(first, second, static):
 def test_a_box_that_no_rule_gives_is_not_written():
     upper = Axis.same_window(3, 2, 1, None, upper=True)
     shifted = Axis(2, 1, 3, upper.start - 1, -1, upper.moves)
-    assert geo.auto_pad(Geometry(1, 1, 1, (upper,)), (None,)) == "SAME_UPPER"
-    assert not geo.writable(Geometry(1, 1, 1, (shifted,)), (None,))
+    assert padded.auto_pad(Geometry(1, 1, 1, (upper,)), (None,)) == "SAME_UPPER"
+    assert not padded.writable(Geometry(1, 1, 1, (shifted,)), (None,))
     beside = Axis.window(3, stride=2, begin=1, end=1)
-    assert not geo.writable(Geometry(1, 1, 1, (upper, beside)), (None, 10))
+    assert not padded.writable(Geometry(1, 1, 1, (upper, beside)), (None, 10))

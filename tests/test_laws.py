@@ -23,10 +23,11 @@ from oracle import (
 
 from onnxfuse.algebra import expression as ex
 from onnxfuse.algebra import geometry as geo
-from onnxfuse.algebra import weights
+from onnxfuse.algebra import padded, weights
 from onnxfuse.algebra.form import Form
 from onnxfuse.algebra.geometry import Axis, Geometry
-from onnxfuse.algebra.laws import Concat, Permute, Scale, Select, Sum
+from onnxfuse.algebra.laws import Concat, Scale, Select, Sum
+from onnxfuse.algebra.layouts import Permute
 from onnxfuse.evaluate.linear import conv
 from onnxfuse.refusal import Code, Refusal
 
@@ -212,7 +213,7 @@ def test_a_materialised_form_is_what_a_runtime_computes(rank, data):
     """`evaluate.conv`, which takes no negative pads, agrees with the oracle."""
     layer = data.draw(convs(rank, 4))
     known = data.draw(lengths(rank))
-    real = geo.materialise(layer.geometry, known or (None,) * rank)
+    real = padded.materialise(layer.geometry, known or (None,) * rank)
     kernel = weights.embed(layer.kernel, layer.geometry, real)
     settings_ = {
         "group": real.groups,

@@ -29,7 +29,8 @@ from onnxfuse.algebra import weights
 from onnxfuse.algebra.commuting import Pool, applied
 from onnxfuse.algebra.form import Facts, Form, Outer, interior
 from onnxfuse.algebra.geometry import Axis, Geometry, hull_axis
-from onnxfuse.algebra.laws import Permute, Scale, Squeeze, Sum, Unsqueeze
+from onnxfuse.algebra.laws import Scale, Sum
+from onnxfuse.algebra.layouts import Permute, Squeeze, Unsqueeze
 from onnxfuse.algebra.maps import AddMap
 from onnxfuse.algebra.padding import Frame, Pad, Strip
 from onnxfuse.refusal import Code, Refusal

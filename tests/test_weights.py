@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from onnxfuse.algebra import expression as ex
 from onnxfuse.algebra import geometry as geo
-from onnxfuse.algebra import weights
+from onnxfuse.algebra import padded, weights
 from onnxfuse.algebra.geometry import Axis, Geometry
 
 Taps = dict[tuple[int, ...], np.ndarray]
@@ -153,7 +153,7 @@ def test_add_is_the_sum_of_the_matrices(rank, stride, data):
 def test_materialise_keeps_every_tap_where_it_reads(rank, x, data):
     geometry = Geometry(4, 2, 2, data.draw(windows(rank)))
     kernel = data.draw(kernels(geometry))
-    real = geo.materialise(geometry, (x,) * rank)
+    real = padded.materialise(geometry, (x,) * rank)
     assert all(min(axis.pads) >= 0 for axis in real.axes)
     assert_same(matrices(weights.embed(kernel, geometry, real), real), matrices(kernel, geometry))
 

@@ -1,8 +1,9 @@
 """Export training-time blocks from PyTorch to ONNX, with their deploy forms and a manifest.
 
-    python tools/export_pytorch.py --out fixtures/pytorch [--only GLOB] [--list] [--large]
+    python tools/export_pytorch.py [--table field] [--out FOLDER] [--only GLOB] [--list] [--large]
 
-Kinds of export, each `SYSTEM.KIND.onnx`:
+The tables are `systems_pytorch` (fixtures/pytorch) and `systems_field` (fixtures/field). Kinds of
+export, each `SYSTEM.KIND.onnx`:
 
     ts          TorchScript exporter, evaluation mode, fixed sizes
     preserve    TorchScript exporter, training=PRESERVE, no constant folding
@@ -29,19 +30,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import blocks_field
+import blocks_pytorch
 import numpy as np
 import onnx
 import onnxruntime as ort
+import systems_field
+import systems_pytorch
 import torch
-from blocks_pytorch import fill
 from deploy_pytorch import deploy
+from forms_field import FORMS, best
 from manifest import Manifest
-from systems_pytorch import SYSTEMS, System
+from systems_field import FieldSystem
+from systems_pytorch import System
 from torch import Tensor, nn
 
 SEED = 2026
+GROWTH = (1, 2, 3, 2, 1)  # how much longer each axis is in the second run of an open one
 KINDS = ("ts", "preserve", "dynamo", "ts-dyn", "dynamo-dyn", "deploy")
 AXES = {0: "batch", 2: "height", 3: "width"}
+TABLES: dict[str, tuple[System, ...]] = {
+    "pytorch": systems_pytorch.SYSTEMS,
+    "field": systems_field.SYSTEMS,
+}
 ONNX_TOLERANCE = 1e-4  # float32 against float32, other order of sums, outputs of size 1 to 10
 DEPLOY_TOLERANCE = 1e-9  # float64 against float64
 LARGE = 1_000_000  # bytes; a larger file is described in the manifest but not committed
@@ -58,8 +69,10 @@ def inputs_for(shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def export_torchscript(model: nn.Module, x: Tensor, dynamic: bool, preserve: bool) -> bytes:
-    """Return the model as the TorchScript exporter writes it."""
+def export_torchscript(
+    model: nn.Module, x: Tensor, axes: dict[int, str] | None, preserve: bool
+) -> bytes:
+    """Return the model as the TorchScript exporter writes it, `axes` being open."""
     mode = torch.onnx.TrainingMode.PRESERVE if preserve else torch.onnx.TrainingMode.EVAL
     buffer = io.BytesIO()
     torch.onnx.export(
@@ -71,12 +84,12 @@ def export_torchscript(model: nn.Module, x: Tensor, dynamic: bool, preserve: boo
         output_names=["output"],
         training=mode,
         do_constant_folding=not preserve,
-        dynamic_axes={"input": AXES} if dynamic else None,
+        dynamic_axes={"input": axes} if axes else None,
     )
     return buffer.getvalue()
 
 
-def export_dynamo(model: nn.Module, x: Tensor, dynamic: bool) -> bytes:
+def export_dynamo(model: nn.Module, x: Tensor, axes: dict[int, str] | None) -> bytes:
     """Return the model as the dynamo exporter writes it, less the metadata that names paths."""
     program = torch.onnx.export(
         model,
@@ -85,7 +98,7 @@ def export_dynamo(model: nn.Module, x: Tensor, dynamic: bool) -> bytes:
         verbose=False,
         input_names=["input"],
         output_names=["output"],
-        dynamic_shapes=(AXES,) if dynamic else None,
+        dynamic_shapes=(axes,) if axes else None,
     )
     assert program is not None
     proto = program.model_proto
@@ -97,12 +110,12 @@ def export_dynamo(model: nn.Module, x: Tensor, dynamic: bool) -> bytes:
     return content
 
 
-def export(model: nn.Module, x: Tensor, kind: str) -> bytes:
+def export(model: nn.Module, x: Tensor, kind: str, axes: dict[int, str]) -> bytes:
     """Return `model` exported as one of `KINDS`; the caller passes the merged model for deploy."""
     base, _, dynamic = kind.partition("-")
     if base == "dynamo":
-        return export_dynamo(model, x, bool(dynamic))
-    return export_torchscript(model, x, bool(dynamic), preserve=base == "preserve")
+        return export_dynamo(model, x, axes if dynamic else None)
+    return export_torchscript(model, x, axes if dynamic else None, preserve=base == "preserve")
 
 
 def check_onnx(content: bytes, model: nn.Module, inputs: list[Tensor]) -> None:
@@ -146,6 +159,10 @@ def describe(content: bytes, system: System, kind: str) -> dict[str, Any]:
     shapes = {value.name: value.type.tensor_type.shape.dim for value in proto.graph.output}
     ops = Counter(node.op_type for node in proto.graph.node)
     base, _, dynamic = kind.partition("-")
+    if isinstance(system, FieldSystem):
+        stated = {"best": best(system.name, kind), "why": FORMS[system.name][1]}
+    else:
+        stated = {"deploy": f"{system.name}.deploy.onnx"}
     return {
         "system": system.name,
         "exporter": base,
@@ -164,26 +181,29 @@ def describe(content: bytes, system: System, kind: str) -> dict[str, Any]:
         "committed": len(content) <= LARGE,
         "nodes": sum(ops.values()),
         "ops": dict(sorted(ops.items())),
-        "deploy": f"{system.name}.deploy.onnx",
+        **stated,
         "removed_metadata": list(REMOVED_METADATA) if base == "dynamo" else [],
     }
 
 
 def channels(proto: onnx.ModelProto, system: System) -> dict[str, int]:
     """Return the numbers of channels in and out."""
-    out = proto.graph.output[0].type.tensor_type.shape.dim[1]
-    return {"in": system.shape[1], "out": out.dim_value}
+    axis = 2 if isinstance(system, FieldSystem) and 1 in system.axes else 1
+    out = proto.graph.output[0].type.tensor_type.shape.dim[axis]
+    return {"in": system.shape[axis], "out": out.dim_value}
 
 
 def exports(system: System) -> Iterator[tuple[str, bytes | str]]:
     """Yield (kind, content of the file) or (kind, reason for having none) for one system."""
     model = system.build()
-    fill(model, SEED, system.gain)
+    field = isinstance(system, FieldSystem)
+    (blocks_field if field else blocks_pytorch).fill(model, SEED, system.gain)
+    kinds, axes = (system.kinds, system.axes) if field else (KINDS, AXES)
     model.eval()
     x = inputs_for(system.shape, SEED)
-    n, c, h, w = system.shape
-    other = inputs_for((n + 1, c, h + 3, w + 2), SEED)
-    for kind in KINDS:
+    grown = [size + GROWTH[axis] * (axis in axes) for axis, size in enumerate(system.shape)]
+    other = inputs_for(tuple(grown), SEED)
+    for kind in kinds:
         if kind in system.skip:
             yield kind, system.skip[kind]
             continue
@@ -193,7 +213,7 @@ def exports(system: System) -> Iterator[tuple[str, bytes | str]]:
                 merged = deploy(model)
                 check_deploy(model, merged, system.shape)
                 subject = merged.float()
-            content = export(subject, x, kind)
+            content = export(subject, x, kind, axes)
             check_anonymous(content)
             check_onnx(content, model, [x, other] if kind.endswith("-dyn") else [x])
         except Exception as failure:  # a failing exporter is a finding
@@ -202,26 +222,38 @@ def exports(system: System) -> Iterator[tuple[str, bytes | str]]:
             yield kind, content
 
 
-def notes() -> dict[str, str]:
-    """Return what holds for all entries of the manifest."""
+def notes(table: str) -> dict[str, str]:
+    """Return what holds for all entries of a table's manifest."""
+    field = table == "field"
+    command = "python tools/export_pytorch.py"
+    checked = (
+        "onnxruntime, optimisations off, against torch, float32, largest absolute "
+        f"difference {ONNX_TOLERANCE:g}"
+    )
+    deploy = f"; deploy against training form in float64, {DEPLOY_TOLERANCE:g}"
+    stated = {
+        "best": "the operators of the best exact form, derived by hand in tools/forms_field.py; "
+        "why says what decides it"
+    }
+    merged = {
+        "deploy": "every re-parameterizable block is one convolution; BSConv keeps its pointwise "
+        "and depthwise convolutions apart, with their BNs folded"
+    }
     return {
-        "command": "python tools/export_pytorch.py --out fixtures/pytorch",
+        "command": f"{command} --table field" if field else f"{command} --out fixtures/pytorch",
         "reproducible": "two runs on one machine gave the same bytes for every file, dynamo's "
         "included; another processor may round folded constants differently",
-        "checked": "onnxruntime, optimisations off, against torch, float32, largest absolute "
-        f"difference {ONNX_TOLERANCE:g}; deploy against training form in float64, "
-        f"{DEPLOY_TOLERANCE:g}",
+        "checked": checked if field else checked + deploy,
         "removed_metadata": "from dynamo files the listed metadata keys were removed, because "
         "they hold absolute paths; nothing else was changed",
-        "deploy": "every re-parameterizable block is one convolution; BSConv keeps its pointwise "
-        "and depthwise convolutions apart, with their BNs folded",
+        **(stated if field else merged),
     }
 
 
-def run(systems: list[System], out: Path, large: bool) -> None:
-    """Export `systems` into `out`, keeping the manifest's entries of the others."""
-    known = {system.name for system in SYSTEMS}
-    manifest = Manifest(out, lambda name: name.split(".")[0] in known, notes())
+def run(table: str, systems: list[System], out: Path, large: bool) -> None:
+    """Export `systems` into `out`, keeping the manifest's entries of the others in the table."""
+    known = {system.name for system in TABLES[table]}
+    manifest = Manifest(out, lambda name: name.split(".")[0] in known, notes(table))
     for system in systems:
         for kind, result in exports(system):
             name = f"{system.name}.{kind}.onnx"
@@ -236,19 +268,22 @@ def run(systems: list[System], out: Path, large: bool) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit code is 0."""
     parser = argparse.ArgumentParser(description="Export PyTorch blocks to ONNX fixtures.")
-    parser.add_argument("--out", type=Path, default=Path("fixtures/pytorch"))
+    parser.add_argument("--table", choices=TABLES, default="pytorch", help="which systems")
+    parser.add_argument("--out", type=Path, help="the folder (default: fixtures/TABLE)")
     parser.add_argument("--only", default="*", metavar="GLOB", help="systems to export")
     parser.add_argument("--list", action="store_true", help="print the systems and stop")
     parser.add_argument("--large", action="store_true", help="write files over 1 MB as well")
     options = parser.parse_args(arguments)
-    systems = [system for system in SYSTEMS if fnmatch.fnmatch(system.name, options.only)]
+    table = TABLES[options.table]
+    systems = [system for system in table if fnmatch.fnmatch(system.name, options.only)]
     if options.list:
         print("\n".join(f"{system.name} {list(system.shape)}" for system in systems))
         return 0
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
-    run(systems, options.out, options.large)
+    out = options.out or Path("fixtures") / options.table
+    run(options.table, systems, out, options.large)
     return 0
 
 

@@ -12,7 +12,19 @@ from dataclasses import dataclass, replace
 
 from onnxfuse.algebra.expression import Kernel
 from onnxfuse.algebra.form import Facts, Form, Outer
-from onnxfuse.algebra.laws import LAYOUT, Alias, Law, Scale, sequence
+from onnxfuse.algebra.laws import (
+    LAYOUT,
+    Alias,
+    Concat,
+    Convolve,
+    Law,
+    Linear,
+    Scale,
+    Select,
+    Sum,
+    sequence,
+)
+from onnxfuse.algebra.layouts import Permute, Squeeze, Unsqueeze
 from onnxfuse.refusal import Code, Refusal
 
 
@@ -37,8 +49,19 @@ class Pool:
         return replace(form, outer=self.outer)
 
 
+_ANYWHERE = (Alias, Concat, Linear, Permute, Scale, Select, Squeeze, Sum, Unsqueeze)
+"""Laws that hold whatever the layout of the sources: they have no window."""
+
+
 def applied(law: Law, forms: Sequence[Form], facts: Facts) -> Form | Refusal:
     """``law`` of ``forms``; behind a pool only affines and nothing else."""
+    layouts = {form.source_layout for form in forms}
+    if len(layouts) > 1:
+        return Refusal(Code.UNSUPPORTED, "its inputs start from tensors of different layouts")
+    if layouts != {()} and not isinstance(law, _ANYWHERE):
+        return LAYOUT  # its channels stand last in the graph, where no window works
+    if any(form.transposed for form in forms) and not isinstance(law, (*_ANYWHERE, Convolve)):
+        return Refusal(Code.UNSUPPORTED, "it pads or pools what a transposed convolution gives")
     if any(form.outer is not None for form in forms) and not isinstance(law, Scale | Alias):
         return Refusal(
             Code.EXCLUDE_PAD,

@@ -6,7 +6,7 @@ without recursion. A `Vector` is the same for per-channel constants. This room n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 
@@ -86,7 +86,7 @@ def compose(outer: Kernel, inner: Kernel) -> Kernel:
         return outer
     if outer.identity:
         return inner
-    o, i = outer.geometry, inner.geometry
+    o, i = outer.geometry, geo.on_grid_of(inner.geometry, outer.geometry)
     result = geo.compose(o, i)
     return Kernel(
         f"{_closed(outer.text)}∘{_closed(inner.text)}",
@@ -119,6 +119,19 @@ def add(hull: Geometry, parts: Sequence[Kernel]) -> Kernel:
 
 def _cut(text: str) -> str:
     return text if len(text) <= 400 else text[:396] + " …"
+
+
+def at_taps(kernel: Kernel, taps: Mapping[int, int]) -> Kernel:
+    """The kernel at one tap of each of some spatial axes, those axes left out."""
+    g = kernel.geometry
+    axes = tuple(axis for at, axis in enumerate(g.axes) if at not in taps)
+    index = tuple(taps.get(at, slice(None)) for at in range(len(g.axes)))
+    return Kernel(
+        kernel.text,
+        (kernel,),
+        lambda parts: parts[0][(slice(None), slice(None), *index)],
+        replace(g, axes=axes),
+    )
 
 
 def restrict(kernel: Kernel, outs: slice, ins: slice, groups: int) -> Kernel:
@@ -171,6 +184,16 @@ def append(result: Geometry, left: Kernel, right: Kernel) -> Kernel:
         return np.concatenate(embedded, axis=1)
 
     return Kernel(_cut(f"{left.text} + {right.text}"), (left, right), compute, result)
+
+
+def beside(result: Geometry, parts: Sequence[Kernel]) -> Kernel:
+    """Dense kernels of equal axes over channels that follow each other: one map of them all."""
+    return Kernel(
+        _cut(" + ".join(part.text for part in parts)),
+        tuple(parts),
+        lambda arrays: np.concatenate(list(arrays), axis=1).reshape(result.kernel_shape),
+        result,
+    )
 
 
 def stack(result: Geometry, parts: Sequence[Kernel]) -> Kernel:

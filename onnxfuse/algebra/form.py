@@ -48,6 +48,9 @@ class Plane:
 class Source:
     """A tensor ``(N, channels, *lengths)`` that stands as it is in the graph.
 
+    ``layout[i]`` is the base axis at tensor axis ``i``; empty where the tensor has N and C first.
+    A linear layer has its channels last, so a source of linear layers names its channels' axis.
+
     A source is *known* if no data enters it: a ``plane`` of ones ``(1, 1, *lengths)``, which
     stands in no graph yet, or a constant ``(1, channels, *lengths)`` that ``load`` reads, which
     ``stands`` in the graph under its name or is a view of one that does.
@@ -59,6 +62,25 @@ class Source:
     plane: Plane | None = None
     load: Callable[[], Array] | None = field(default=None, compare=False, repr=False)
     stands: bool = True
+    layout: tuple[int, ...] = ()
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The base axis at each tensor axis."""
+        return self.layout or tuple(range(len(self.lengths) + 2))
+
+    @property
+    def channel_axis(self) -> int:
+        """The tensor axis of the channels."""
+        return self.order.index(1)
+
+    def standing(self, base: Sequence[int]) -> tuple[int, ...]:
+        """A shape ``(N, C, *spatial)`` as the tensor has it."""
+        return tuple(base[axis] for axis in self.order)
+
+    def lying(self, shape: Sequence[Any]) -> tuple[Any, ...]:
+        """The spatial lengths in a shape of the tensor."""
+        return tuple(shape[self.order.index(axis)] for axis in range(2, len(self.order)))
 
     @property
     def known(self) -> bool:
@@ -163,7 +185,7 @@ class Form:
         return cls(
             source.channels,
             (Term(source, ex.identity(source.channels, rank)),),
-            layout=tuple(range(rank + 2)),
+            layout=source.order,
         )
 
     @property
@@ -174,6 +196,16 @@ class Form:
     @property
     def in_base_layout(self) -> bool:
         return self.layout == tuple(range(self.rank + 2))
+
+    @property
+    def source_layout(self) -> tuple[int, ...]:
+        """The layout that all sources of data have in the graph."""
+        return self.terms[0].source.layout
+
+    @property
+    def transposed(self) -> bool:
+        """Whether some term is a transposed convolution."""
+        return any(term.kernel.geometry.transposed for term in self.terms)
 
     @property
     def lengths(self) -> Lengths:
@@ -242,7 +274,7 @@ def interior(form: Form, lengths: Mapping[str, Lengths]) -> tuple[range, ...]:
             window, size = term.kernel.geometry.axes[axis], lengths[term.source.name][axis]
             start = window.start - max(window.moves, default=0)
             first = max(first, -(start // window.stride))
-            room = -1 if size is None else size - window.start - window.extent
+            room = -1 if size is None else window.spread(size) - window.start - window.extent
             stop = min(stop, max(room // window.stride + 1, 0), window.length(size or 0))
         found.append(range(first, stop))
     return tuple(found)

@@ -10,6 +10,9 @@ One spatial axis of a map reads, for output position ``p`` and tap ``t``,
 and turns a length ``X`` into ``(X + slack) // stride + 1``. For a convolution with pads
 ``(begin, end)`` that is ``start = -begin`` and ``slack = begin + end - dilation * (taps - 1) - 1``.
 
+A transposed convolution reads its input with ``up - 1`` zeros between neighbours: its axis is an
+ordinary one over the length ``up * (X - 1) + 1``, and all of the above is said of that.
+
 Under SAME padding at an unknown length the begin pad may depend on ``X mod stride``. Such an axis
 says how its start ``moves`` with that; axes of equal moves can be compared and summed.
 """
@@ -48,6 +51,7 @@ class Axis:
     start: int = 0
     slack: int = -1
     moves: Moves = ()
+    up: int = 1
 
     @classmethod
     def window(
@@ -84,6 +88,32 @@ class Axis:
         moves = tuple(begin - min(begins) for begin in begins)
         return cls(stride, dilation, taps, -min(begins), moves=moves if any(moves) else ())
 
+    @classmethod
+    def transposed(
+        cls,
+        taps: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        begin: int = 0,
+        end: int = 0,
+        more: int = 0,
+    ) -> Axis:
+        """The axis of a ConvTranspose; ``more`` is its output_padding.
+
+        >>> Axis.transposed(4, stride=2, begin=1, end=1).length(5)
+        10
+        """
+        reach = dilation * (taps - 1)
+        if taps == 1:
+            dilation = 1
+        slack = reach - begin - end + more - 1
+        return cls(1, dilation, taps, begin - reach, slack, up=stride)
+
+    def spread(self, x: int) -> int:
+        """The length of the input with its zeros between."""
+        return self.up * (x - 1) + 1
+
     @property
     def extent(self) -> int:
         """Input positions between the first and the last tap, both included."""
@@ -96,7 +126,7 @@ class Axis:
 
     def length(self, x: int) -> int:
         """The output length at input length ``x``."""
-        return (x + self.slack) // self.stride + 1
+        return (self.spread(x) + self.slack) // self.stride + 1
 
     def reads_before(self) -> bool:
         """Whether some tap may read left of position 0."""
@@ -109,7 +139,7 @@ class Axis:
         if x is None:
             return self.pads[1] > 0
         last = self.stride * (self.length(x) - 1) + self.start + self.extent - 1
-        return last >= x
+        return last >= self.spread(x)
 
     def silent_before(self, width: int | None = None) -> bool:
         """Whether the map sees only zeros at the virtual outputs left of 0.
@@ -122,7 +152,7 @@ class Axis:
     def silent_after(self, x: int | None, width: int = 0) -> bool:
         """Whether the map sees only zeros at the ``width`` last outputs and all beyond them."""
         if x is not None:
-            return self.stride * (self.length(x) - width) + self.start >= x
+            return self.stride * (self.length(x) - width) + self.start >= self.spread(x)
         # stride * P >= X + slack + 1, whatever X is
         return self.slack + 1 + self.start - max(self.moves, default=0) >= self.stride * width
 
@@ -140,12 +170,31 @@ class Axis:
 IDENTITY = Axis()
 
 
+def between_zeros(inner: Axis, up: int) -> Axis:
+    """``inner`` (of stride 1) as it stands where ``up - 1`` zeros are put between its outputs.
+
+    Its taps stand ``up`` times as far apart, so that between its outputs they see zeros alone.
+    """
+    if up == 1 or inner.up > 1:
+        return inner
+    return replace(
+        inner,
+        dilation=inner.dilation * up if inner.taps > 1 else 1,
+        start=inner.start * up,
+        slack=up * (inner.slack + 1) - 1,
+        up=up,
+    )
+
+
 def compose_axis(outer: Axis, inner: Axis) -> Axis:
     """``outer`` after ``inner`` on one axis, where no border stands in the way.
+
+    Zeros between the outputs of ``inner`` want it at stride 1 (see `joins`).
 
     >>> compose_axis(Axis.window(3), Axis.window(3, begin=2, end=2)).pads
     (2, 2)
     """
+    inner = between_zeros(inner, outer.up)
     steps = [inner.stride * outer.dilation] if outer.taps > 1 else []
     if inner.taps > 1:
         steps.append(inner.dilation)
@@ -158,12 +207,20 @@ def compose_axis(outer: Axis, inner: Axis) -> Axis:
         start=inner.start + inner.stride * outer.start,
         slack=inner.slack + inner.stride * (1 + outer.slack),
         moves=outer.moves or inner.moves,
+        up=inner.up,
     )
+
+
+def joins(outer: Axis, inner: Axis) -> bool:
+    """Whether ``outer`` after ``inner`` is one axis: zeros between positions allow no stride."""
+    if outer.up > 1:
+        return inner.stride == inner.up == 1 and not inner.moves
+    return inner.up == 1 or (outer.stride == 1 and not outer.moves)
 
 
 def same_length(left: Axis, right: Axis, x: int | None) -> bool:
     """Whether two axes over one source give equal lengths, for certain."""
-    if left.stride == right.stride and left.slack == right.slack:
+    if (left.stride, left.slack, left.up) == (right.stride, right.slack, right.up):
         return True
     return x is not None and left.length(x) == right.length(x)
 
@@ -174,6 +231,7 @@ def contains(hull: Axis, part: Axis) -> bool:
     if (
         hull.stride != part.stride
         or hull.moves != part.moves
+        or hull.up != part.up
         or offset < 0
         or part.start + part.extent > (hull.start + hull.extent)
     ):
@@ -189,7 +247,7 @@ def hull_axis(left: Axis, right: Axis) -> Axis:
     dilation = gcd(*steps) or 1
     stop = max(left.start + left.extent, right.start + right.extent)
     taps = (stop - 1 - start) // dilation + 1
-    return Axis(left.stride, dilation, taps, start, left.slack, left.moves)
+    return Axis(left.stride, dilation, taps, start, left.slack, left.moves, left.up)
 
 
 def tap_positions(hull: Axis, part: Axis) -> slice:
@@ -197,30 +255,6 @@ def tap_positions(hull: Axis, part: Axis) -> slice:
     first = (part.start - hull.start) // hull.dilation
     step = part.dilation // hull.dilation if part.taps > 1 else 1
     return slice(first, first + step * (part.taps - 1) + 1, step)
-
-
-def materialise_axis(axis: Axis, x: int | None) -> Axis:
-    """The least axis of equal meaning that a runtime's Conv accepts: no negative pads.
-
-    A start right of zero, or an end cropped, is bridged by taps of zero weight; at a known
-    length ``x`` the slack is first moved among those of equal output length. An axis whose
-    start moves stays as it is (see `auto_pad`).
-    """
-    if axis.moves:
-        return axis
-    if x is not None and min(axis.pads) < 0:
-        least = axis.stride * (axis.length(x) - 1) - x
-        wanted = -(axis.extent + axis.start)  # the slack at which the end pad is zero
-        axis = replace(axis, slack=min(max(least, wanted), least + axis.stride - 1))
-    if axis.pads[0] >= 0 and axis.pads[1] >= 0:
-        return axis
-    start = min(axis.start, 0)
-    stop = max(axis.start + axis.extent, -axis.slack)
-    steps = [axis.dilation] if axis.taps > 1 else []
-    steps.append(axis.start - start)
-    dilation = gcd(*steps) or stop - 1 - start  # one tap, cropped at the end: two taps reach it
-    taps = -(-(stop - 1 - start) // dilation) + 1
-    return Axis(axis.stride, dilation, taps, start, axis.slack)
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,9 +292,14 @@ class Geometry:
         return self.groups == self.in_channels and self.in_channels == self.out_channels
 
     @property
-    def family(self) -> tuple[tuple[int, Moves], ...]:
-        """What maps must have in common to lie in one box: strides, and how starts move."""
-        return tuple((axis.stride, axis.moves) for axis in self.axes)
+    def family(self) -> tuple[tuple[int, Moves, int], ...]:
+        """What maps must have in common to lie in one box: strides, moves, zeros between."""
+        return tuple((axis.stride, axis.moves, axis.up) for axis in self.axes)
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the map reads zeros between the positions of its input."""
+        return any(axis.up > 1 for axis in self.axes)
 
     @property
     def per_channel(self) -> bool:
@@ -272,6 +311,12 @@ class Geometry:
             None if size is None else axis.length(size)
             for axis, size in zip(self.axes, x, strict=True)
         )
+
+
+def on_grid_of(inner: Geometry, outer: Geometry) -> Geometry:
+    """``inner`` where ``outer`` reads zeros between its outputs."""
+    axes = zip(inner.axes, outer.axes, strict=True)
+    return replace(inner, axes=tuple(between_zeros(i, o.up) for i, o in axes))
 
 
 def compose(outer: Geometry, inner: Geometry) -> Geometry:
@@ -299,9 +344,10 @@ def silent_outside(outer: Geometry, inner: Geometry, x: Lengths) -> bool:
     """
     for out_axis, in_axis, size in zip(outer.axes, inner.axes, x, strict=True):
         middle = None if size is None else in_axis.length(size)
-        if out_axis.reads_before() and not in_axis.silent_before():
+        stands = between_zeros(in_axis, out_axis.up)
+        if out_axis.reads_before() and not stands.silent_before():
             return False
-        if out_axis.reads_after(middle) and not in_axis.silent_after(size):
+        if out_axis.reads_after(middle) and not stands.silent_after(size):
             return False
     return True
 
@@ -314,34 +360,3 @@ def hull(left: Geometry, right: Geometry) -> Geometry:
         gcd(left.groups, right.groups),
         tuple(hull_axis(a, b) for a, b in zip(left.axes, right.axes, strict=True)),
     )
-
-
-def materialise(geometry: Geometry, x: Lengths) -> Geometry:
-    """``geometry`` with pads a runtime accepts, over a source of lengths ``x``."""
-    axes = zip(geometry.axes, x, strict=True)
-    return replace(geometry, axes=tuple(materialise_axis(axis, size) for axis, size in axes))
-
-
-def auto_pad(geometry: Geometry, x: Lengths) -> str | None:
-    """How a materialised geometry is padded: NOTSET, or SAME where a start moves.
-
-    ``None`` where it cannot be written: under SAME every axis must have the pads SAME gives it.
-    """
-    if not any(axis.moves for axis in geometry.axes):
-        return "NOTSET"
-    for upper in (True, False):
-        wanted = [
-            Axis.same_window(axis.taps, axis.stride, axis.dilation, size, upper=upper)
-            for axis, size in zip(geometry.axes, x, strict=True)
-        ]
-        if all(
-            replace(want, slack=axis.slack) == axis and same_length(want, axis, size)
-            for want, axis, size in zip(wanted, geometry.axes, x, strict=True)
-        ):
-            return "SAME_UPPER" if upper else "SAME_LOWER"
-    return None
-
-
-def writable(geometry: Geometry, x: Lengths) -> bool:
-    """Whether a materialised geometry can be written."""
-    return auto_pad(geometry, x) is not None

@@ -36,14 +36,27 @@ PARITY = (
     "SAME padding at this stride pads by the parity of a dynamic size, so which taps meet is "
     "unknown; export with fixed sizes"
 )
+PHASES = Refusal(
+    Code.BORDER_BIAS,
+    "a shift that meets a transposed convolution becomes another one at each phase of its stride "
+    "and at its border",
+)
 LAYOUT = Refusal(Code.UNSUPPORTED, "its input is transposed, so its axes are not N, C, spatial")
 
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """``y = x``: Identity, inference Dropout."""
+    """``y = x``: Identity, inference Dropout, or arithmetic with a constant that changes nothing.
+
+    Such a constant gives the tensor axis ``axis`` its own length, so that axis must be the
+    channels', whose number is certain.
+    """
+
+    axis: int | None = None
 
     def apply(self, forms: Sequence[Form], facts: Facts) -> Form | Refusal:
+        if self.axis is not None and forms[0].layout[self.axis] != 1:
+            return Refusal(Code.BROADCAST, "its constant gives an axis a length of its own")
         return forms[0]
 
 
@@ -56,19 +69,47 @@ class Convolve:
 
     def apply(self, forms: Sequence[Form], facts: Facts) -> Form | Refusal:
         (form,) = forms
+        units = tuple(axis for axis, base in enumerate(form.layout) if base == UNIT)
+        if units and form.layout[:2] == (0, 1):
+            return self._over_units(form, units, facts)
         geometry = self.kernel.geometry
         if not form.in_base_layout:
             return LAYOUT
         if form.channels != geometry.in_channels or form.rank != len(geometry.axes):
             return Refusal(Code.MALFORMED, "its kernel does not fit the channels of its input")
+        if geometry.transposed and (form.border or form.known or not facts.zero(form.constant)):
+            return PHASES
         if facts.interior_only:
             return sequence(self.kernel, self.bias, _without_edges(form, geometry, facts))
         inner = without_border(form, facts)
         if isinstance(inner, Refusal):
             return inner
         if geo.reads_outside(geometry, inner.lengths) and not facts.zero(inner.constant):
+            if inner.transposed:
+                return PHASES
             inner = ended(inner)
         return sequence(self.kernel, self.bias, inner)
+
+
+    def _over_units(self, form: Form, units: Sequence[int], facts: Facts) -> Form | Refusal:
+        """The map where tensor axes ``units`` have length 1: one of its taps there sees data."""
+        axes = self.kernel.geometry.axes
+        if len(form.layout) != len(axes) + 2:
+            return Refusal(Code.MALFORMED, "its kernel does not fit the rank of its input")
+        seen: dict[int, int] = {}
+        for unit in units:
+            axis = axes[unit - 2]
+            tap, rest = divmod(-axis.start, axis.dilation)
+            if axis.moves or axis.up > 1 or axis.length(1) != 1:
+                return Refusal(Code.UNSUPPORTED, "it lengthens an axis of length 1")
+            if rest or not 0 <= tap < axis.taps:
+                return Refusal(Code.UNSUPPORTED, "it sees padding alone on an axis of length 1")
+            seen[unit - 2] = tap
+        flat = replace(form, layout=tuple(base for base in form.layout if base != UNIT))
+        found = Convolve(ex.at_taps(self.kernel, seen), self.bias).apply([flat], facts)
+        if isinstance(found, Refusal):
+            return found
+        return replace(found, layout=form.layout)
 
 
 def _without_edges(form: Form, geometry: Geometry, facts: Facts) -> Form:
@@ -83,7 +124,11 @@ def sequence(kernel: Kernel, bias: Vector | None, form: Form) -> Form | Refusal:
     """Compose linear parts; the caller has settled what happens to the constant at borders."""
     terms: list[Term] = []
     for term in form.terms:
-        both = zip(kernel.geometry.axes, term.kernel.geometry.axes, strict=True)
+        both = list(zip(kernel.geometry.axes, term.kernel.geometry.axes, strict=True))
+        if not all(geo.joins(outer, inner) for outer, inner in both):
+            return Refusal(
+                Code.STRIDE, "a stride and a transposed convolution's are no stride together"
+            )
         if not all(outer.follows(inner) for outer, inner in both):
             return Refusal(Code.PARITY, PARITY)
         if not geo.silent_outside(kernel.geometry, term.kernel.geometry, term.source.lengths):
@@ -169,6 +214,35 @@ class Scale:
 def _shifted(form: Form, shift: Vector | None) -> Form:
     sides = tuple(replace(side, value=ex.total(side.value, shift)) for side in form.border)
     return replace(form, constant=ex.total(form.constant, shift), border=sides)
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """``y[…, o] = Σ_k W[o, k] · x[…, k] + b[o]`` over tensor axis ``axis``: Gemm, MatMul."""
+
+    text: str
+    axis: int
+    shape: tuple[int, int]
+    load: Loader
+    bias: Vector | None = None
+
+    def apply(self, forms: Sequence[Form], facts: Facts) -> Form | Refusal:
+        (form,) = forms
+        if form.layout[self.axis] != 1:
+            return Refusal(
+                Code.UNSUPPORTED, "it sums over an axis that is not the channels' for others"
+            )
+        inner = without_border(form, facts)
+        if isinstance(inner, Refusal):
+            return inner
+        if inner.channels != self.shape[1]:
+            return Refusal(Code.MALFORMED, "its matrix does not fit the channels of its input")
+        return sequence(self.kernel(form.rank), self.bias, inner)
+
+    def kernel(self, rank: int) -> Kernel:
+        """The matrix as a kernel of one tap on ``rank`` spatial axes."""
+        out, channels = self.shape
+        return ex.leaf(self.text, Geometry(channels, out, 1, (geo.IDENTITY,) * rank), self.load)
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,51 +390,3 @@ def _rows(term: Term, start: int, stop: int) -> Term | Refusal | None:
     if term.kernel.identity:
         kernel = ex.identity(rows.stop - rows.start, len(g.axes))
     return Term(term.source, kernel, term.source_start + ins.start, first - start)
-
-
-@dataclass(frozen=True, slots=True)
-class Permute:
-    """Transpose: only the layout changes."""
-
-    permutation: tuple[int, ...]
-
-    def apply(self, forms: Sequence[Form], facts: Facts) -> Form | Refusal:
-        (form,) = forms
-        if sorted(self.permutation) != list(range(len(form.layout))):
-            return Refusal(Code.MALFORMED, "its permutation does not fit its input")
-        return replace(form, layout=tuple(form.layout[axis] for axis in self.permutation))
-
-
-@dataclass(frozen=True, slots=True)
-class Unsqueeze:
-    """New tensor axes of length 1 at the (sorted) positions ``axes`` of the result."""
-
-    axes: tuple[int, ...]
-
-    def apply(self, forms: Sequence[Form], facts: Facts) -> Form | Refusal:
-        (form,) = forms
-        missing = [axis for axis in range(form.rank + 2) if axis not in form.layout]
-        layout = list(form.layout)
-        for axis in self.axes:  # an axis that was squeezed away comes back
-            layout.insert(axis, missing.pop(0) if missing else UNIT)
-        return replace(form, layout=tuple(layout))
-
-
-@dataclass(frozen=True, slots=True)
-class Squeeze:
-    """The tensor axes ``axes``, of length 1, are dropped."""
-
-    axes: tuple[int, ...]
-
-    def apply(self, forms: Sequence[Form], facts: Facts) -> Form | Refusal:
-        (form,) = forms
-        for axis in self.axes:
-            base = form.layout[axis]
-            if base == UNIT:
-                continue
-            if base < 2:
-                return Refusal(Code.UNSUPPORTED, "it squeezes the batch or the channels away")
-            if form.lengths[base - 2] != 1:
-                return Refusal(Code.UNKNOWN_SHAPE, "the axis it squeezes may be longer than 1")
-        kept = (base for axis, base in enumerate(form.layout) if axis not in self.axes)
-        return replace(form, layout=tuple(kept))

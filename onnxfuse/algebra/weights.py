@@ -90,6 +90,17 @@ def _scale_inputs(kernel: Array, groups: int, scale: Array) -> Array:
     return (grouped * scale.reshape(groups, 1, per_group, *ones)).reshape(kernel.shape)
 
 
+def transposed(kernel: Array, groups: int) -> Array:
+    """A kernel as ConvTranspose stores it, or back: ``(O, C/g, *k)`` and ``(C, O/g, *k)``.
+
+    Channels change places within each group, and the taps their order.
+    """
+    first, second, *taps = kernel.shape
+    grouped = kernel.reshape(groups, first // groups, second, *taps).swapaxes(1, 2)
+    flipped = np.flip(grouped, tuple(range(3, 3 + len(taps))))
+    return flipped.reshape(groups * second, first // groups, *taps)
+
+
 def restrict(kernel: Array, geometry: Geometry, outs: slice, ins: slice) -> Array:
     """The rows ``outs`` and the columns ``ins`` of a kernel.
 

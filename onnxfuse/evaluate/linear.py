@@ -174,6 +174,56 @@ def divide(attributes: Mapping[str, Any], inputs: Arrays) -> list[Any]:
     return [np.where((a < 0) == (b < 0), quotient, -quotient).astype(a.dtype)]
 
 
+def conv_transpose(attributes: Mapping[str, Any], inputs: Arrays) -> list[Any]:
+    """``x (N, C, *X)``, ``w (C, O/g, *k)``: each position of x spreads the kernel over y."""
+    x, w = inputs[0], inputs[1]
+    rank, groups = w.ndim - 2, attributes.get("group", 1)
+    strides = attributes.get("strides") or [1] * rank
+    dilations = attributes.get("dilations") or [1] * rank
+    pads = list(attributes.get("pads") or [0] * (2 * rank))
+    more = attributes.get("output_padding") or [0] * rank
+    if attributes.get("auto_pad", "NOTSET") == "VALID":
+        pads = [0] * (2 * rank)
+    elif attributes.get("auto_pad", "NOTSET") != "NOTSET" or attributes.get("output_shape"):
+        raise ValueError("runtimes disagree on auto_pad and output_shape of ConvTranspose")
+    extents = [d * (k - 1) + 1 for d, k in zip(dilations, w.shape[2:], strict=True)]
+    full = [
+        s * (n - 1) + e + max(m, 0)
+        for s, n, e, m in zip(strides, x.shape[2:], extents, more, strict=True)
+    ]
+    batch, out = x.shape[0], w.shape[1] * groups
+    bounded([batch, out, *full])
+    y = np.zeros((batch, groups, w.shape[1], *full), np.result_type(x, w))
+    grouped = x.reshape(batch, groups, -1, prod(x.shape[2:]))
+    kernel = w.reshape(groups, -1, *w.shape[1:])
+    for tap in product(*map(range, w.shape[2:])):
+        at_tap = kernel[(slice(None), slice(None), slice(None), *tap)].swapaxes(1, 2)
+        places = tuple(
+            slice(d * t, d * t + s * (n - 1) + 1, s)
+            for d, t, s, n in zip(dilations, tap, strides, x.shape[2:], strict=True)
+        )
+        part = np.matmul(at_tap[None], grouped).reshape(batch, groups, -1, *x.shape[2:])
+        y[(slice(None), slice(None), slice(None), *places)] += part
+    y = y.reshape(batch, out, *full)
+    crop = [slice(p, n - q) for p, q, n in zip(pads[:rank], pads[rank:], full, strict=True)]
+    y = y[(slice(None), slice(None), *crop)]
+    if len(inputs) > 2 and inputs[2] is not None:
+        y = y + inputs[2].reshape(1, -1, *[1] * rank)
+    return [y]
+
+
+def gemm(attributes: Mapping[str, Any], inputs: Arrays) -> list[Any]:
+    """``alpha · A · B + beta · C``, A and B transposed where that is asked for."""
+    a, b = inputs[0], inputs[1]
+    a = a.T if attributes.get("transA", 0) else a
+    b = b.T if attributes.get("transB", 0) else b
+    bounded([a.shape[0], b.shape[1]])
+    y = np.asarray(attributes.get("alpha", 1.0), a.dtype) * np.matmul(a, b)
+    if len(inputs) > 2 and inputs[2] is not None:
+        y = y + np.asarray(attributes.get("beta", 1.0), y.dtype) * inputs[2]
+    return [y]
+
+
 def _sum(attributes: Mapping[str, Any], inputs: Arrays) -> list[Any]:
     bounded(np.broadcast_shapes(*(np.shape(array) for array in inputs)))
     total = inputs[0]
@@ -188,10 +238,19 @@ def _dropout(attributes: Mapping[str, Any], inputs: Arrays) -> list[Any]:
     return [inputs[0]]
 
 
+def _leaky(attributes: Mapping[str, Any], inputs: Arrays) -> list[Any]:
+    """LeakyRelu, and PRelu whose slope is its second input."""
+    x = inputs[0]
+    slope = inputs[1] if len(inputs) > 1 else np.asarray(attributes.get("alpha", 0.01), x.dtype)
+    return [np.where(x < 0, slope * x, x)]
+
+
 LINEAR: dict[str, Callable[[Mapping[str, Any], Arrays], list[Any]]] = {
     "Conv": conv,
     "BatchNormalization": batch_normalization,
+    "ConvTranspose": conv_transpose,
     "AveragePool": average_pool,
+    "Gemm": gemm,
     "Pad": pad,
     "ScatterND": scatter_nd,
     "ScatterElements": scatter_elements,
@@ -203,4 +262,6 @@ LINEAR: dict[str, Callable[[Mapping[str, Any], Arrays], list[Any]]] = {
     "Sum": _sum,
     "Identity": lambda a, x: [x[0]],
     "Dropout": _dropout,
+    "LeakyRelu": _leaky,
+    "PRelu": _leaky,
 }

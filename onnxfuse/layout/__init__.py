@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from onnxfuse.emit import NewNode
 from onnxfuse.layout.choose import choose
 from onnxfuse.layout.rewrite import Edits, edits
 from onnxfuse.lift import View
 from onnxfuse.model import relayout
 from onnxfuse.model.splice import fresh_names
-from onnxfuse.realise import NewNode
 
 Build = Callable[[list[NewNode]], list[Any]]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from onnxfuse.emit import NewNode
 from onnxfuse.layout import rules
 from onnxfuse.layout.choose import Choice, Family
 from onnxfuse.layout.rules import Moved, Perm
 from onnxfuse.model.graph import Node
-from onnxfuse.realise import NewNode
 
 
 @dataclass(slots=True)

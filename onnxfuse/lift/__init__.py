@@ -19,12 +19,15 @@ from onnxfuse.lift.arithmetic import (
 )
 from onnxfuse.lift.border import lift_scatter_nd
 from onnxfuse.lift.common import Lifted, View, operand_types_ok
+from onnxfuse.lift.matrix import lift_gemm, lift_matmul
 from onnxfuse.lift.shape import (
     lift_cast,
     lift_concat,
     lift_dropout,
     lift_identity,
+    lift_leaky_relu,
     lift_pad,
+    lift_prelu,
     lift_slice,
     lift_split,
     lift_squeeze,
@@ -32,13 +35,16 @@ from onnxfuse.lift.shape import (
     lift_unsqueeze,
 )
 from onnxfuse.lift.strips import lift_scatter_elements
-from onnxfuse.lift.window import lift_average_pool, lift_conv
+from onnxfuse.lift.window import lift_average_pool, lift_conv, lift_conv_transpose
 from onnxfuse.model.graph import Node
 from onnxfuse.refusal import Code, Refusal
 
 LIFT: Mapping[str, Callable[[Node, View], Lifted | Refusal | None]] = {
     "Conv": lift_conv,
+    "ConvTranspose": lift_conv_transpose,
     "AveragePool": lift_average_pool,
+    "Gemm": lift_gemm,
+    "MatMul": lift_matmul,
     "BatchNormalization": lift_batch_normalization,
     "Add": lift_add,
     "Sub": lift_sub,
@@ -48,6 +54,8 @@ LIFT: Mapping[str, Callable[[Node, View], Lifted | Refusal | None]] = {
     "Neg": lift_neg,
     "Identity": lift_identity,
     "Dropout": lift_dropout,
+    "LeakyRelu": lift_leaky_relu,
+    "PRelu": lift_prelu,
     "Pad": lift_pad,
     "Slice": lift_slice,
     "Split": lift_split,

@@ -1,4 +1,4 @@
-"""Activations written out in nodes: their constants are theirs and are never absorbed.
+"""Activations and norms written out in nodes: their constants are theirs, never absorbed.
 
 Runtimes build one kernel from these forms; taking ``·0.5`` out of a Gelu cost a detector 10 %.
 
@@ -7,6 +7,7 @@ Runtimes build one kernel from these forms; taking ``·0.5`` out of a Gelu cost 
     Sigmoid      1 / (1 + exp(−x))
     HardSigmoid  clip(x + 3, 0, 6) / 6,  clip(x/6 + 0.5, 0, 1);  HardSwish: times x
     LeakyRelu    max(x, α·x)
+    LayerNorm    (x − mean x) / √(var x + ε) · γ + β, and RMSNorm without the mean and β
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ def _members(node: Node, view: View) -> Iterator[tuple[str, Node]]:
         yield from _silu(node, view)
     elif node.op_type == "Exp":
         yield from _sigmoid(node, view)
+    elif node.op_type == "ReduceMean":
+        yield from _layer_norm(node, view)
     elif node.op_type in ("Clip", "Min", "Max"):
         yield from _hard_sigmoid(node, view)
         yield from _leaky(node, view)
@@ -161,6 +164,37 @@ def _leaky(core: Node, view: View) -> Iterator[tuple[str, Node]]:
             continue
         if _scalar(scaled, view) is not None and _operand(scaled, view) in names:
             yield "LeakyRelu", scaled
+
+
+def _layer_norm(mean: Node, view: View) -> Iterator[tuple[str, Node]]:
+    """What rescales and shifts data that was divided by the root of a mean."""
+    for root in _roots(mean, view):
+        for product in _readers(root, view):
+            if product.op_type not in ("Mul", "Div") or _has_constant(product, view):
+                continue
+            for scaled in _readers(product, view):
+                if scaled.op_type != "Mul" or not _has_constant(scaled, view):
+                    continue
+                yield "LayerNorm", scaled
+                for shifted in _readers(scaled, view):
+                    if shifted.op_type == "Add" and _has_constant(shifted, view):
+                        yield "LayerNorm", shifted
+
+
+def _roots(mean: Node, view: View) -> Iterator[Node]:
+    """``√(mean + ε)``, or one over it."""
+    for plus in _readers(mean, view):
+        shifted = plus.op_type == "Add" and _scalar(plus, view) is not None
+        for root in _readers(plus, view) if shifted else [plus]:
+            if root.op_type == "Pow" and abs(_scalar(root, view) or 0) == 0.5:
+                yield root
+            elif root.op_type == "Sqrt":
+                yield root
+                yield from (n for n in _readers(root, view) if n.op_type in ("Reciprocal", "Div"))
+
+
+def _has_constant(node: Node, view: View) -> bool:
+    return any(view.constants.known(name) for name in node.inputs)
 
 
 def _scalars_before(core: Node, view: View) -> list[Node]:

@@ -98,7 +98,7 @@ def _map(node: Node, view: View, signs: tuple[int, int]) -> Lifted | None:
 
 def _shift(text: str, found: Constant, x_sign: int, c_sign: int) -> Law:
     if x_sign > 0 and not np.any(found.read()):
-        return Alias()
+        return Alias(found.channels)
     scale = None if x_sign > 0 else _number(-1.0)
     return Scale(text, found.axis, found.size, scale, lambda: c_sign * found.read())
 
@@ -124,7 +124,7 @@ def lift_mul(node: Node, view: View) -> Lifted | Refusal | None:
     if found is None or isinstance(found, Refusal):
         return found
     if np.all(found.read() == 1):
-        return Lifted.one(node, Alias(), found.operand, fixed=found.sized)
+        return Lifted.one(node, Alias(found.channels), found.operand, fixed=found.sized)
     return Lifted.one(node, Scale("Mul", found.axis, found.size, found.read, None), found.operand)
 
 
@@ -135,7 +135,7 @@ def lift_div(node: Node, view: View) -> Lifted | Refusal | None:
     if found.first:
         return None  # c / x is not linear
     if np.all(found.read() == 1):
-        return Lifted.one(node, Alias(), found.operand, fixed=found.sized)
+        return Lifted.one(node, Alias(found.channels), found.operand, fixed=found.sized)
 
     def inverse() -> Array:
         with np.errstate(divide="ignore"):
@@ -162,6 +162,11 @@ class Constant:
     axis: int | None
     size: int
     read: Callable[[], Array]
+
+    @property
+    def channels(self) -> int | None:
+        """The axis it varies over, where that may be the channels'."""
+        return None if self.sized else self.axis
 
     @property
     def sized(self) -> bool:

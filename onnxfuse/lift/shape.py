@@ -10,16 +10,8 @@ import numpy as np
 
 from onnxfuse.algebra import expression as ex
 from onnxfuse.algebra.geometry import Axis, Geometry
-from onnxfuse.algebra.laws import (
-    Alias,
-    Concat,
-    Convolve,
-    Law,
-    Permute,
-    Select,
-    Squeeze,
-    Unsqueeze,
-)
+from onnxfuse.algebra.laws import Alias, Concat, Convolve, Law, Select
+from onnxfuse.algebra.layouts import Permute, Squeeze, Unsqueeze
 from onnxfuse.algebra.padding import Pad
 from onnxfuse.evaluate.tensor import slice_of, split_sizes
 from onnxfuse.lift.common import Lifted, View, unknown_shape
@@ -34,6 +26,24 @@ _FAR = 2**31 - 1
 
 def lift_identity(node: Node, view: View) -> Lifted | Refusal | None:
     return Lifted.one(node, Alias(), node.inputs[0])
+
+
+def lift_leaky_relu(node: Node, view: View) -> Lifted | Refusal | None:
+    """``y = x`` where the slope below zero is 1; as any other value it is no linear map."""
+    slope = node.attributes.get("alpha", 0.01)
+    return Lifted.one(node, Alias(), node.inputs[0]) if slope == 1 else None
+
+
+def lift_prelu(node: Node, view: View) -> Lifted | Refusal | None:
+    """The same, the slopes being constant."""
+    slope = node.input(1)
+    if not view.known(slope) or not np.all(np.asarray(view.constants.value(slope)) == 1):
+        return None
+    shape, data = view.constants.shape(slope), view.shape(node.inputs[0])
+    if shape is None or data is None or len(shape) > len(data):
+        return None
+    wide = [n for n in shape if n != 1]
+    return Lifted.one(node, Alias(), node.inputs[0], fixed=bool(wide))
 
 
 def lift_dropout(node: Node, view: View) -> Lifted | Refusal | None:

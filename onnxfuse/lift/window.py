@@ -1,6 +1,7 @@
-"""Conv and AveragePool: maps with a window.
+"""Conv, ConvTranspose and AveragePool: maps with a window.
 
 Conv         y[o, p] = b[o] + Σ_{c,t} K[o, c, t] · x[c, s·p − begin + d·t]
+ConvTranspose  the same over x with s − 1 zeros between its positions, K flipped, start p − d(k−1)
 AveragePool  the same with K = 1/Πk on each channel, where pads count as zeros
 """
 
@@ -11,6 +12,7 @@ from math import prod
 import numpy as np
 
 from onnxfuse.algebra import expression as ex
+from onnxfuse.algebra import weights
 from onnxfuse.algebra.commuting import Pool
 from onnxfuse.algebra.form import Outer
 from onnxfuse.algebra.geometry import Axis, Geometry, Lengths
@@ -42,6 +44,45 @@ def lift_conv(node: Node, view: View) -> Lifted | Refusal | None:
     name = "×".join(str(k) for k in kernel)
     k = ex.leaf(f"Conv{name}", geometry, lambda: view.float64(weight))
     b = ex.vector("b", out, lambda: view.float64(bias)) if bias else None
+    return Lifted.one(node, Convolve(k, b), node.inputs[0])
+
+
+def lift_conv_transpose(node: Node, view: View) -> Lifted | Refusal | None:
+    weight, bias = node.input(1), node.input(2)
+    if not view.known(weight):
+        return view.dynamic(weight, "its kernel")
+    if bias and not view.known(bias):
+        return view.dynamic(bias, "its bias")
+    shape, read = view.constants.shape(weight), view.shape(node.inputs[0])
+    if shape is None or len(shape) not in (3, 4, 5) or None in shape:
+        return Refusal(Code.MALFORMED, "its kernel has no usable shape")
+    channels, per_group, *kernel = (int(size or 0) for size in shape)
+    rank, groups = len(kernel), node.attributes.get("group", 1)
+    if groups < 1 or channels % groups or min(channels, per_group, *kernel) < 1:
+        return Refusal(Code.MALFORMED, f"group={groups} does not fit a kernel of shape {shape}")
+    if node.attributes.get("kernel_shape", kernel) != kernel or (read and len(read) != rank + 2):
+        return Refusal(Code.MALFORMED, "its kernel does not fit kernel_shape or its input")
+    mode = node.attributes.get("auto_pad", "NOTSET")
+    if mode not in ("NOTSET", "", "VALID") or node.attributes.get("output_shape"):
+        return Refusal(
+            Code.UNSUPPORTED, "runtimes disagree on its auto_pad and output_shape; export with pads"
+        )
+    strides = node.attributes.get("strides") or [1] * rank
+    dilations = node.attributes.get("dilations") or [1] * rank
+    pads = node.attributes.get("pads") if mode != "VALID" else None
+    pads = pads or [0] * (2 * rank)
+    more = node.attributes.get("output_padding") or [0] * rank
+    lists = (strides, dilations, more, pads[:rank], pads[rank:])
+    if any(len(given) != rank for given in lists) or min(*strides, *dilations) < 1:
+        return Refusal(Code.MALFORMED, "strides, dilations or pads do not fit its kernel")
+    axes = tuple(
+        Axis.transposed(k, stride=s, dilation=d, begin=p, end=q, more=m)
+        for k, s, d, m, p, q in zip(kernel, *lists, strict=True)
+    )
+    geometry = Geometry(channels, per_group * groups, groups, axes)
+    name = "×".join(str(k) for k in kernel)
+    k = ex.leaf(f"ConvT{name}", geometry, lambda: weights.transposed(view.float64(weight), groups))
+    b = ex.vector("b", geometry.out_channels, lambda: view.float64(bias)) if bias else None
     return Lifted.one(node, Convolve(k, b), node.inputs[0])
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxfuse.realise import NewNode
+from onnxfuse.emit import NewNode
 
 
 def node_protos(nodes: list[NewNode]) -> list[onnx.NodeProto]:

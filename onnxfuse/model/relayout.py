@@ -9,10 +9,10 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
+from onnxfuse.emit import NewNode
 from onnxfuse.model import tensors
 from onnxfuse.model.graph import Graph
 from onnxfuse.model.splice import drop_entries
-from onnxfuse.realise import NewNode
 
 
 def rename(

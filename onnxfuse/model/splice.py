@@ -14,10 +14,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from onnxfuse.emit import NewNode
 from onnxfuse.model import tensors
 from onnxfuse.model.graph import PROVENANCE, Graph
 from onnxfuse.model.shapes import Shapes
-from onnxfuse.realise import NewNode, Replacement
+from onnxfuse.realise import Replacement
 
 
 def fresh_names(graph: Graph) -> Callable[[str], str]:

@@ -46,6 +46,8 @@ def convolution(
     """A Conv of ``geometry`` over an input of ``lengths``; a pool has no kernel to count."""
     out_lengths = [max(n or 0, 1) for n in geometry.lengths(tuple(lengths))]
     positions = batch * prod(out_lengths)
+    if geometry.transposed:  # each position of the input is spread by the whole kernel
+        positions = batch * prod(lengths)
     macs = geometry.parameters * positions
     fan_in = geometry.in_channels // geometry.groups
     fan_out = geometry.out_channels // geometry.groups
@@ -59,7 +61,7 @@ def convolution(
         for n, p, axis in zip(lengths, out_lengths, geometry.axes, strict=True)
     ]
     read = batch * geometry.in_channels * prod(seen)
-    moved = BYTE_COST * itemsize * (read + geometry.out_channels * positions)
+    moved = BYTE_COST * itemsize * (read + batch * geometry.out_channels * prod(out_lengths))
     if pool:
         return Cost(time=max(effort, moved))
     return Cost(macs, geometry.parameters, max(effort, moved))

@@ -13,6 +13,7 @@ from itertools import combinations
 
 from onnxfuse.algebra import expression as ex
 from onnxfuse.algebra import geometry as geo
+from onnxfuse.algebra import padded
 from onnxfuse.algebra.form import Form, Term
 from onnxfuse.algebra.geometry import Geometry
 from onnxfuse.planning.cost import Cost
@@ -47,7 +48,9 @@ def cover(form: Form, problem: Problem, affine: Affine, budget: Cost) -> Cover |
 def _can_be_written(term: Term) -> bool:
     """Whether a runtime has a convolution of this geometry."""
     geometry, lengths = term.kernel.geometry, term.source.lengths
-    return geometry.axes != () and geo.writable(geo.materialise(geometry, lengths), lengths)
+    if term.source.layout or not geometry.axes:
+        return geometry.groups == 1 and set(geometry.axes) <= {geo.IDENTITY}
+    return padded.writable(padded.materialise(geometry, lengths), lengths)
 
 
 def _merged(terms: Sequence[Term], pricing: Pricing, budget: Cost) -> list[Term]:
@@ -59,7 +62,28 @@ def _merged(terms: Sequence[Term], pricing: Pricing, budget: Cost) -> list[Term]
     merged: list[Term] = []
     for group in groups.values():
         merged += _pairwise(_absorb(group), pricing, budget)
-    return merged
+    return _beside(merged)
+
+
+def _beside(terms: Sequence[Term]) -> list[Term]:
+    """Dense terms over channels that follow each other become one over them all.
+
+    This is a Split whose parts are convolved and summed: the work is the same, in one operator.
+    """
+    found: list[Term] = []
+    for term in sorted(terms, key=lambda t: (t.source.name, t.source_start)):
+        g = term.kernel.geometry
+        for at, other in enumerate(found):
+            h = other.kernel.geometry
+            alike = other.source == term.source and other.outs == term.outs and h.axes == g.axes
+            if alike and h.groups == g.groups == 1 and other.ins[1] == term.ins[0]:
+                wide = replace(g, in_channels=g.in_channels + h.in_channels)
+                kernel = ex.beside(wide, [other.kernel, term.kernel])
+                found[at] = replace(other, kernel=kernel)
+                break
+        else:
+            found.append(term)
+    return found if len(found) < len(terms) else list(terms)
 
 
 def _absorb(terms: list[Term]) -> list[Term]:

@@ -16,6 +16,7 @@ from math import prod
 
 from onnxfuse.algebra import expression as ex
 from onnxfuse.algebra import geometry as geo
+from onnxfuse.algebra import padded
 from onnxfuse.algebra.form import Form, Term
 from onnxfuse.algebra.geometry import Geometry
 from onnxfuse.planning import cost
@@ -73,8 +74,8 @@ def _plane(form: Form, terms: list[Term], pricing: Pricing) -> Known | None:
     for term in terms:
         plane = term.source.plane
         assert plane is not None
-        geometry = geo.materialise(term.kernel.geometry, term.source.lengths)
-        if not geo.writable(geometry, term.source.lengths):
+        geometry = padded.materialise(term.kernel.geometry, term.source.lengths)
+        if not padded.writable(geometry, term.source.lengths):
             return None
         total += pricing.term(term) + pricing.addition(form)
         ones = plane_operators(plane.axes, opset)
@@ -124,5 +125,5 @@ def channel_box(data: Term, term: Term) -> Geometry | None:
         return None
     axes = tuple(geo.hull_axis(a, b) for a, b in zip(d.axes, k.axes, strict=True))
     box = Geometry(d.in_channels + 1, d.out_channels, 1, axes)
-    box = geo.materialise(box, data.source.lengths)
-    return box if geo.writable(box, data.source.lengths) else None
+    box = padded.materialise(box, data.source.lengths)
+    return box if padded.writable(box, data.source.lengths) else None

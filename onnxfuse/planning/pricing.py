@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from math import prod
 
-from onnxfuse.algebra import geometry as geo
-from onnxfuse.algebra.form import UNIT, Form, Outer, Source, Term
+from onnxfuse.algebra import padded
+from onnxfuse.algebra.form import Form, Outer, Source, Term
 from onnxfuse.algebra.geometry import Geometry
 from onnxfuse.planning import cost
 from onnxfuse.planning.cost import Cost
@@ -15,6 +15,7 @@ from onnxfuse.planning.written import (
     Cover,
     carries_constant,
     is_convolution,
+    layout_operators,
     needs_constant,
 )
 
@@ -36,7 +37,7 @@ class Pricing:
         if not is_convolution(term, self.affine):
             count = batch * source.channels * prod(lengths)
             return cost.passes(count, count, itemsize=itemsize)
-        geometry = geo.materialise(term.kernel.geometry, source.lengths)
+        geometry = padded.materialise(term.kernel.geometry, source.lengths)
         price = cost.convolution(geometry, lengths, batch, itemsize)
         if term.ins != (0, source.channels):
             count = batch * (term.ins[1] - term.ins[0]) * prod(lengths)
@@ -97,8 +98,8 @@ class Pricing:
             total += found.known.cost
         if form.outer is not None:
             total += self.outer(form, form.outer)
-        moved = [base for base in form.layout if base != UNIT]
-        return total if moved == sorted(moved) else total + one_pass
+        turned = "Transpose" in layout_operators(form.layout, form.data[0].source.order)
+        return total + one_pass if turned else total
 
     def outer(self, form: Form, outer: Outer) -> Cost:
         """The operator around a form."""

@@ -14,14 +14,17 @@ from math import prod
 from onnxfuse.algebra.commuting import Pool
 from onnxfuse.algebra.form import Facts, Form, Source
 from onnxfuse.algebra.geometry import Axis, Geometry
-from onnxfuse.algebra.laws import Alias, Convolve, Law
+from onnxfuse.algebra.laws import Alias, Convolve, Law, Linear
 from onnxfuse.algebra.maps import AddMap
 from onnxfuse.lift import Lifted, View, lift
 from onnxfuse.lift.activations import activation_nodes
 from onnxfuse.model.graph import Node
+from onnxfuse.model.shapes import Shape
 from onnxfuse.model.tensors import FLOATS, dtype_of
 from onnxfuse.planning import cost
+from onnxfuse.planning.channels import channel_axes
 from onnxfuse.planning.cost import Cost
+from onnxfuse.planning.written import KERNELED
 from onnxfuse.refusal import Code, Refusal
 
 FREE = {"Identity", "Dropout", "Cast", "Squeeze", "Unsqueeze"}
@@ -29,6 +32,9 @@ FREE = {"Identity", "Dropout", "Cast", "Squeeze", "Unsqueeze"}
 
 A Cast is lifted only where it changes nothing.
 """
+
+
+_COPIES = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +71,7 @@ class Problem:
         if keep_post_bn:
             self._keep_post_bn()
         auxiliary = self._auxiliary()
+        self.axes = channel_axes(self.steps.values())
         self.steps = {t: s for t, s in self.steps.items() if s.node.index not in auxiliary}
         self.required = pinned | {
             tensor for tensor in self.steps if self._read_outside(tensor, auxiliary)
@@ -166,18 +173,25 @@ class Problem:
         return min((FLOATS[kind] for kind in kinds if kind in FLOATS), default=2.0**-24)
 
     def _kernel_users(self) -> dict[str, int]:
-        """How many convolutions use each stored kernel; Identity copies count as one tensor."""
+        """How many nodes use each stored kernel; copies in another layout count as one tensor."""
+        graph = self.view.graph
         users: dict[str, int] = {}
-        for node in self.view.graph.nodes:
-            if len(node.inputs) > 1 and node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        for node in graph.nodes:
+            if len(node.inputs) > 1 and node.op_type in KERNELED:
                 name = self.kernel_name(node)
                 users[name] = users.get(name, 0) + 1
+        passive = (*KERNELED, *_COPIES, "Shape", "Size")
+        for name in users:  # an embedding table, say, stays in the file whatever becomes of it here
+            readers = graph.consumers.get(name, [])
+            users[name] += sum(reader.op_type not in passive for reader in readers)
+            users[name] += graph.read_outside(name)
         return users
 
     def kernel_name(self, node: Node) -> str:
+        """The tensor behind a node's kernel, copies looked through."""
         name = node.inputs[1]
         producer = self.view.graph.producer.get(name)
-        while producer is not None and producer.op_type == "Identity":
+        while producer is not None and producer.op_type in _COPIES:
             name = producer.inputs[0]
             producer = self.view.graph.producer.get(name)
         return name
@@ -185,12 +199,10 @@ class Problem:
     def source(self, tensor: str) -> Source | None:
         """A tensor as it stands, if its rank and channels are known."""
         if tensor not in self._sources:
-            shape = self.view.shape(tensor)
-            known = shape is not None and 2 <= len(shape) <= 5 and shape[1] is not None
-            known = known and 0 not in (shape or ())
-            self._sources[tensor] = (
-                Source(tensor, shape[1], shape[2:]) if known and shape and shape[1] else None
-            )
+            shape, axis = self.view.shape(tensor), self.axes.get(tensor, 1)
+            self._sources[tensor] = None
+            if shape is not None and 2 <= len(shape) <= 5 and 0 not in shape and axis > 0:
+                self._sources[tensor] = source_of(tensor, shape, axis)
         return self._sources[tensor]
 
     def bare(self, tensor: str) -> Form | None:
@@ -202,11 +214,12 @@ class Problem:
 
     def lengths(self, source: Source) -> tuple[int, ...]:
         """Spatial lengths to count at: certain ones, else nominal ones."""
-        nominal = self.view.shapes.nominal.get(source.name, ())[2:]
-        padded = [*nominal, *[None] * len(source.lengths)]
+        shape = self.view.shapes.nominal.get(source.name, ())
+        known = len(shape) == len(source.order)
+        padded = source.lying(shape) if known else [None] * len(source.lengths)
         return tuple(
             certain if certain is not None else guess or cost.UNKNOWN_LENGTH
-            for certain, guess in zip(source.lengths, padded, strict=False)
+            for certain, guess in zip(source.lengths, padded, strict=True)
         )
 
     def batch(self, tensor: str) -> int:
@@ -222,8 +235,14 @@ class Problem:
         node = step.node
         if node.op_type in FREE:
             return Cost()
+        if isinstance(step.law, Linear):
+            source = self.source(step.lifted.operands[0])
+            if source is not None:
+                geometry = step.law.kernel(len(source.lengths)).geometry
+                batch, itemsize = self.batch(source.name), self.itemsize(step.tensor)
+                return cost.convolution(geometry, self.lengths(source), batch, itemsize)
         window = _window(step.law)
-        if window is not None and node.op_type in ("Conv", "AveragePool"):
+        if window is not None and node.op_type in ("Conv", "ConvTranspose", "AveragePool"):
             source = self.source(step.lifted.operands[0])
             if source is not None:
                 axes, kernel = window
@@ -240,6 +259,16 @@ class Problem:
         if node.op_type in ("Slice", "Split"):  # only what is selected is read
             reads = [self.elements(step.tensor)]
         return cost.passes(*reads, self.elements(step.tensor), itemsize=self.itemsize(step.tensor))
+
+
+def source_of(tensor: str, shape: Shape, axis: int) -> Source | None:
+    """A tensor of a shape with its channels on ``axis``, if it is known how many they are."""
+    channels = shape[axis]
+    if channels is None:
+        return None
+    order = [0, axis, *(at for at in range(1, len(shape)) if at != axis)]
+    layout = () if axis == 1 else tuple(order.index(at) for at in range(len(shape)))
+    return Source(tensor, channels, tuple(shape[at] for at in order[2:]), layout=layout)
 
 
 def _window(law: Law) -> tuple[tuple[Axis, ...], Geometry | None] | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from onnxfuse.algebra.laws import PARITY, Convolve, Permute, Sum
+from onnxfuse.algebra.laws import PARITY, Convolve, Sum
+from onnxfuse.algebra.layouts import Permute
 from onnxfuse.planning.problem import Problem, Step
 from onnxfuse.planning.region import Region, expand, old_counts
 from onnxfuse.planning.written import Cover
@@ -75,7 +76,7 @@ def _apart(merged: Region, cover: Cover) -> Refusal | None:
     if len(families) != len(set(families)):
         text = "one kernel that holds all its branches would have more MACs or parameters"
         return _of(merged, Code.COST, text)
-    strides = [(name, outs, tuple(s for s, _ in family)) for name, outs, family in families]
+    strides = [(name, outs, tuple(s for s, *_ in family)) for name, outs, family in families]
     return _of(merged, Code.PARITY, PARITY) if len(strides) != len(set(strides)) else None
 
 

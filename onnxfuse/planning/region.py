@@ -17,7 +17,7 @@ from onnxfuse.algebra.laws import Convolve
 from onnxfuse.planning.cost import Cost
 from onnxfuse.planning.cover import cover
 from onnxfuse.planning.problem import Problem, Step
-from onnxfuse.planning.written import Affine, Cover, operators
+from onnxfuse.planning.written import KERNELED, Affine, Cover, operators
 from onnxfuse.refusal import Code, Refusal
 
 MAX_TENSORS = 4096
@@ -171,7 +171,7 @@ def freed_counts(steps: Sequence[Step], problem: Problem) -> Cost:
     kernels: dict[str, int] = {}
     for step in steps:
         price = problem.original_cost(step)
-        if step.node.op_type == "Conv":
+        if step.node.op_type in KERNELED:
             name = problem.kernel_name(step.node)
             kernels[name] = kernels.get(name, 0) + 1
             if kernels[name] != problem.kernel_users[name]:
@@ -182,7 +182,7 @@ def freed_counts(steps: Sequence[Step], problem: Problem) -> Cost:
 
 def conv_geometry(step: Step) -> Geometry | None:
     """The geometry of a step that is a Conv node."""
-    if step.node.op_type == "Conv" and isinstance(step.law, Convolve):
+    if step.node.op_type in ("Conv", "ConvTranspose") and isinstance(step.law, Convolve):
         return step.law.kernel.geometry
     return None
 

@@ -8,6 +8,8 @@ from typing import Literal
 from onnxfuse.algebra.form import UNIT, Facts, Form, Term
 from onnxfuse.planning.cost import Cost
 
+KERNELED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""Operators whose second input is a kernel."""
 Affine = Literal["Conv", "BatchNormalization", "Mul"]
 Style = Literal["map", "plane", "channel"]
 
@@ -48,17 +50,32 @@ class Cover:
         return self.whole + self.tiles
 
 
-def is_convolution(term: Term, affine: Affine) -> bool:
-    """Whether a term becomes a Conv: it is neither bare nor a per-channel affine."""
+def operator(term: Term, affine: Affine) -> str:
+    """What a term is written as, empty where it is bare.
+
+    Where no window can be (rank 0, or channels that stand last) a dense map is a Gemm or MatMul.
+    """
     if term.bare:
-        return False
-    whole = term.ins == (0, term.source.channels)
-    return affine == "Conv" or not (term.kernel.geometry.per_channel and whole)
+        return ""
+    source, geometry = term.source, term.kernel.geometry
+    per_channel = geometry.per_channel and term.ins == (0, source.channels)
+    if source.layout:
+        return "Mul" if per_channel else "MatMul"
+    if not geometry.axes:
+        return ("Mul" if affine == "Conv" else affine) if per_channel else "Gemm"
+    if geometry.transposed:
+        return "ConvTranspose"
+    return affine if per_channel else "Conv"
+
+
+def is_convolution(term: Term, affine: Affine) -> bool:
+    """Whether a term becomes an operator with a kernel."""
+    return operator(term, affine) in KERNELED
 
 
 def is_carrier(term: Term, affine: Affine) -> bool:
     """Whether the operator of a term has a bias that can take a constant."""
-    return is_convolution(term, affine) or (affine == "BatchNormalization" and not term.bare)
+    return operator(term, affine) in ("Conv", "ConvTranspose", "Gemm", "BatchNormalization")
 
 
 def needs_constant(form: Form, facts: Facts, run: tuple[int, int] | None = None) -> bool:
@@ -95,9 +112,9 @@ def operators(cover: Cover, facts: Facts) -> list[str]:
     found: list[str] = []
     for term in cover.terms:
         if is_convolution(term, cover.affine):
-            found += ["Slice"] * (term.ins != (0, term.source.channels)) + ["Conv"]
-        elif not term.bare:
-            found.append(cover.affine)
+            found += ["Slice"] * (term.ins != (0, term.source.channels))
+        if not term.bare:
+            found.append(operator(term, cover.affine))
     runs = len({term.outs for term in cover.tiles})
     found += ["Add"] * (len(cover.tiles) - runs) + ["Concat"] * (runs > 1)
     found += ["Add"] * (len(cover.whole) + bool(cover.tiles) - 1)
@@ -105,15 +122,15 @@ def operators(cover: Cover, facts: Facts) -> list[str]:
         found.append("Add")
     if cover.known is not None:
         found += cover.known.operators
-    found += layout_operators(cover.form.layout, cover.form.rank + 2)
+    found += layout_operators(cover.form.layout, cover.terms[0].source.order)
     if cover.form.outer is not None:
         found.append(cover.form.outer.op_type)
     return found or ["Identity"]
 
 
-def layout_operators(layout: tuple[int, ...], rank: int) -> list[str]:
-    """The operators that take the base layout to ``layout``."""
+def layout_operators(layout: tuple[int, ...], order: tuple[int, ...]) -> list[str]:
+    """The operators that take the layout ``order`` of the sources to ``layout``."""
     kept = [base for base in layout if base != UNIT]
-    found = ["Squeeze"] if len(kept) < rank else []
-    found += ["Transpose"] if kept != sorted(kept) else []
+    found = ["Squeeze"] if len(kept) < len(order) else []
+    found += ["Transpose"] if kept != [base for base in order if base in kept] else []
     return found + (["Unsqueeze"] if UNIT in layout else [])

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from onnxfuse.algebra.form import interior
+from onnxfuse.algebra.laws import Linear
 from onnxfuse.errors import ProofError
 from onnxfuse.lift import View
 from onnxfuse.realise import Replacement
@@ -185,6 +186,11 @@ def _summed_terms(replacement: Replacement) -> int:
     """Terms summed on the way to one output, of the original and of the replacement."""
     count = 64
     for step in replacement.region.interior:
+        if isinstance(step.law, Linear):
+            count += step.law.shape[1]
+            continue
         kernel = getattr(step.law, "kernel", None)
         count += prod(kernel.geometry.kernel_shape[1:]) if kernel is not None else 4
-    return count + sum(prod(a.shape[1:]) for a in replacement.arrays.values())
+    for array in replacement.arrays.values():
+        count += max([prod(array.shape[1:]), *array.shape[:1]])
+    return count

@@ -107,7 +107,13 @@ def _border_constants(replacement: Replacement) -> set[str]:
 UNKNOWN = object()
 """Stands for a value that depends on tensors outside the region, such as another tensor's size."""
 
-_AUXILIARY = {*TENSOR, *LINEAR, "Shape", "Size"} - {"Conv", "BatchNormalization", "AveragePool"}
+_AUXILIARY = {*TENSOR, *LINEAR, "Shape", "Size"} - {
+    "Conv",
+    "ConvTranspose",
+    "BatchNormalization",
+    "AveragePool",
+    "Gemm",
+}
 
 
 def _known_outputs(node: Node, view: View, arrays: list[Any], magnitude: bool) -> list[Any]:
@@ -172,6 +178,11 @@ def _positive_pad(node: Node, attributes: Any, arrays: list[Any]) -> list[Any]:
     return evaluate("Pad", {**attributes, "value": abs(attributes.get("value", 0.0))}, arrays)
 
 
+def _gemm(node: Node, attributes: Any, arrays: list[Any]) -> list[Any]:
+    factors = {name: abs(attributes.get(name, 1.0)) for name in ("alpha", "beta")}
+    return evaluate("Gemm", {**attributes, **factors}, arrays)
+
+
 def _batch_normalization(node: Node, attributes: Any, arrays: list[Any]) -> list[Any]:
     x, scale, bias, mean, variance = arrays[:5]
     return evaluate("BatchNormalization", attributes, [x, scale, bias, -mean, variance])
@@ -182,6 +193,7 @@ _MAGNITUDE: dict[str, Callable[[Node, Any, list[Any]], list[Any]]] = {
     "Neg": lambda node, attributes, arrays: [arrays[0]],
     "BatchNormalization": _batch_normalization,
     "Pad": _positive_pad,
+    "Gemm": _gemm,
 }
 
 
@@ -190,7 +202,10 @@ def run_replacement(
 ) -> Any:
     """The root tensor by the new nodes; weights are unrounded where ``arithmetic`` is double."""
     values: dict[str, Any] = {**inputs, **replacement.integers}
-    sizes = {name: np.shape(array)[2:] for name, array in inputs.items()}
+    known = replacement.region.cover.form.sources if replacement.region.cover else {}
+    sizes = {
+        name: known[name].lying(np.shape(array)) for name, array in inputs.items() if name in known
+    }
     for name, source in replacement.region.constants.items():
         assert source.load is not None
         values[name] = rounded(source.load(), arithmetic)

@@ -44,13 +44,17 @@ def proof_sizes(replacement: Replacement, view: View) -> Iterator[Sizes]:
     rounds = max((len(options) for axes in shapes.values() for options in axes), default=1)
     for turn in range(rounds):
         yield {
-            name: (batches[name], sources[name].channels, *(o[turn % len(o)] for o in axes))
+            name: sources[name].standing(
+                (batches[name], sources[name].channels, *(o[turn % len(o)] for o in axes))
+            )
             for name, axes in shapes.items()
         }
     if any(None in source.lengths for source in sources.values()):
         for size in range(1, min(max(least, default=1), 12)):
             yield {
-                name: (batches[name], s.channels, *(size if n is None else n for n in s.lengths))
+                name: s.standing(
+                    (batches[name], s.channels, *(size if n is None else n for n in s.lengths))
+                )
                 for name, s in sources.items()
             }
 

@@ -7,10 +7,11 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from onnxfuse import files
 from onnxfuse.errors import InputError
 from onnxfuse.outcome import Judgement
 from onnxfuse.records import Counts
@@ -32,11 +33,11 @@ def amount(value: object, option: str) -> int:
     >>> amount("5.1M", "max-params"), amount("12MiB", "max-bytes")
     (5100000, 12582912)
     """
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**18:
         return value
     text = str(value).strip().replace("_", "")
-    found = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*([kKMGT]?)(i?)(B?)", text)
-    if found is None or isinstance(value, bool):
+    found = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]*)?|\.[0-9]+)\s*([kKMGT]?)(i?)(B?)", text)
+    if found is None or isinstance(value, bool) or ("." in text and not found[2]):
         raise InputError(f"{option}: {value!r} is not a size; write 200, 5.1M or 12MB")
     number, suffix, binary, unit = found.groups()
     if (binary or unit) and LIMITS.get(option) != "bytes":
@@ -50,13 +51,10 @@ def growth(value: object, option: str = "max-growth") -> Decimal:
     text = str(value).strip()
     if text == "0":
         return Decimal(0)
-    try:
-        share = Decimal(text.removesuffix("%")) / 100
-    except InvalidOperation:
-        share = Decimal(-1)
-    if not text.endswith("%") or not share.is_finite() or share < 0:
+    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]*)?|\.[0-9]+)\s*%", text)
+    if found is None:
         raise InputError(f"{option}: {value!r} is not a share; write it as 2%")
-    return share
+    return Decimal(found[1]) / 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +95,12 @@ class Baseline:
     models: Mapping[str, Mapping[str, int | None]] = field(default_factory=dict)
 
     def key(self, model: str) -> str:
-        return Path(os.path.relpath(Path(model).resolve(), self.path.resolve().parent)).as_posix()
+        return Path(os.path.relpath(Path(model).resolve(), self.home)).as_posix()
+
+    @property
+    def home(self) -> Path:
+        """The directory that its paths are relative to: that of the file behind any link."""
+        return self.path.resolve().parent
 
     def limits(self, model: str, share: Decimal) -> Iterator[Limit]:
         """How far a model may grow. Raises `InputError` for a model the baseline does not know."""
@@ -114,9 +117,7 @@ class Baseline:
 
     def updated(self, counted: Mapping[str, Counts]) -> Baseline:
         """The baseline with these models' counts; models whose files are gone are left out."""
-        models = {
-            key: values for key, values in self.models.items() if (self.path.parent / key).is_file()
-        }
+        models = {key: values for key, values in self.models.items() if not _gone(self.home / key)}
         for model, counts in counted.items():
             models[self.key(model)] = {
                 name: None if name == "macs" and counts.uncounted else metric(counts, name)
@@ -130,22 +131,26 @@ class Baseline:
 
 def read_baseline(path: Path, *, may_be_missing: bool = False) -> Baseline:
     """A committed baseline. Raises `InputError` where it is missing or is not one."""
-    if may_be_missing and not path.exists():
+    if may_be_missing and _gone(path):
         return Baseline(path)
+    data = files.read(path, f"the baseline {path}", "; write it with --update-baseline")
+    mend = "name another file, or delete it, then write it anew with --update-baseline"
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(
-            f"the baseline {path} does not exist; write it with --update-baseline"
-        ) from None
-    except OSError as error:
-        raise InputError(f"the baseline {path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"the baseline {path} is not JSON: {error}") from error
+        held = json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"the baseline {path} is not JSON ({error}); {mend}") from error
     if not _is_baseline(held):
-        raise InputError(f"{path} is not a baseline of schema {SCHEMA}; write it again with "
-                         "--update-baseline")  # fmt: skip
+        raise InputError(f"{path} is not a baseline of schema {SCHEMA}; {mend}")
     return Baseline(path, held["models"])
+
+
+def _gone(path: Path) -> bool:
+    """Whether a file is not there; one that cannot be looked at is."""
+    try:
+        path.stat()
+    except OSError as error:
+        return isinstance(error, FileNotFoundError | NotADirectoryError)
+    return False
 
 
 def _is_baseline(held: Any) -> bool:
@@ -154,9 +159,11 @@ def _is_baseline(held: Any) -> bool:
     models = held.get("models")
     return isinstance(models, dict) and all(
         isinstance(values, dict)
-        and all(
-            values.get(name) is None or (type(values[name]) is int and values[name] >= 0)
-            for name in LIMITS.values()
-        )
+        and all(_is_count(name, values.get(name)) for name in LIMITS.values())
         for values in models.values()
     )
+
+
+def _is_count(name: str, value: Any) -> bool:
+    """Whether a baseline may hold a value; MACs that nobody can count are null."""
+    return (value is None and name == "macs") or (type(value) is int and value >= 0)

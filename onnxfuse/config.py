@@ -6,13 +6,13 @@ Every key is known or refused with a suggestion. Paths are relative to the file 
 from __future__ import annotations
 
 import difflib
-import os
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from onnxfuse import files
 from onnxfuse.budget import LIMITS, Limit, amount, growth
 from onnxfuse.errors import InputError
 from onnxfuse.outcome import FORMATS
@@ -40,7 +40,14 @@ def find(start: Path) -> Path | None:
     """The nearest pyproject.toml with a ``[tool.onnxfuse]`` table, from ``start`` upwards."""
     for folder in (start, *start.parents):
         place = folder / "pyproject.toml"
-        if place.is_file() and "onnxfuse" in _tools(_parsed(place)):
+        try:
+            held = place.is_file()
+        except OSError as error:
+            raise InputError(
+                f"whether there is a configuration {place} cannot be told: {error.strerror}; "
+                "name one with --config, or pass --isolated"
+            ) from error
+        if held and "onnxfuse" in _tools(_parsed(place)):
             return place
     return None
 
@@ -61,6 +68,10 @@ def load(path: Path) -> Config:
     rules = table.get("budget", [])
     if not isinstance(rules, list) or not all(isinstance(rule, dict) for rule in rules):
         raise InputError(f"{where}: budget is a list of tables; write [[tool.onnxfuse.budget]]")
+    if values.get("no-fusible") and values.get("budget-only"):
+        raise InputError(
+            f"{where}: no-fusible and budget-only together judge nothing; leave one of them out"
+        )
     base = path.resolve().parent
     if "baseline" in values:
         values["baseline"] = str(base / values["baseline"])
@@ -68,13 +79,10 @@ def load(path: Path) -> Config:
 
 
 def _parsed(path: Path) -> dict[str, Any]:
+    data = files.read(path, f"the configuration {path}")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"the configuration {path} does not exist") from None
-    except OSError as error:
-        raise InputError(f"the configuration {path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+        return tomllib.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"the configuration {path} is not TOML ({error}); mend it, or pass --isolated"
         ) from error
@@ -172,5 +180,11 @@ def current(chosen: str | None, *, isolated: bool) -> Config:
     """The configuration to use: the one named, else the nearest; none where ``isolated``."""
     if chosen is not None:
         return load(Path(chosen))
-    found = None if isolated else find(Path(os.path.realpath(".")))
+    try:
+        here = Path.cwd()
+    except OSError as error:
+        raise InputError(
+            f"the working directory cannot be used: {error.strerror}; change to another"
+        ) from error
+    found = None if isolated else find(here)
     return Config() if found is None else load(found)

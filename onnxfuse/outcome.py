@@ -73,7 +73,8 @@ class Verdict:
 class Examined:
     """One model: its report, the budgets held against it, or why it could not be judged.
 
-    ``gate`` says that a region which could be fused is a finding. ``seconds`` is the time taken.
+    ``gate`` says that a region which could be fused is a finding. ``seconds`` is the time taken,
+    ``recorded`` the baseline that its sizes are written to.
     """
 
     path: str
@@ -83,6 +84,7 @@ class Examined:
     output: str | None = None
     gate: bool = False
     seconds: float = 0.0
+    recorded: str = ""
 
     @property
     def code(self) -> Exit:

@@ -1,4 +1,4 @@
-"""``onnxfuse check``: what is left to fuse, budgets, baselines, and which files are meant."""
+"""``onnxfuse check``: what is left to fuse, budgets, and baselines."""
 
 from __future__ import annotations
 
@@ -125,71 +125,36 @@ def test_no_fusible_with_a_budget_is_wrong_usage(capsys: pytest.CaptureFixture[s
     assert "--budget-only" in capsys.readouterr().err
 
 
-class TestFiles:
-    """Names, globs, directories; several files."""
+class TestPatterns:
+    """--only and --except that match nothing are said to."""
 
-    def test_globs_directories_and_duplicates(self, capsys: pytest.CaptureFixture[str]) -> None:
-        place("models/a.onnx")
-        place("models/deep/b.onnx")
-        place("models/c[1].onnx")
-        assert main(["check", "models", "models/**/*.onnx", "./models/a.onnx"]) == 0
-        out = capsys.readouterr().out
-        assert out.count("models/a.onnx:") == 1
-        assert "models/deep/b.onnx:" in out
-        assert main(["check", "models/c[1].onnx"]) == 0
-        assert out.splitlines()[-1].startswith("3 models: 3 fine")
-
+    @pytest.mark.parametrize("command", ["check", "explain", "fuse"])
     @pytest.mark.parametrize(
-        ("name", "says"),
-        [("*.nope", "no file matches *.nope"), ("gone.onnx", "gone.onnx does not exist"),
-         ("empty", "the directory empty holds no .onnx file")],
+        ("option", "pattern", "noted"),
+        [("--except", "/hed/*", True), ("--only", "/hed/*", True), ("--except", "/0/*", False),
+         ("--only", "/0/*", False)],
     )  # fmt: skip
-    def test_what_stands_for_no_file_fails(
-        self, name: str, says: str, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        Path("empty").mkdir()
-        assert main(["check", name, str(FUSED)]) == 2
-        captured = capsys.readouterr()
-        assert says in captured.err
-        assert "1 fine" in captured.out
+    def test_on_the_command_line(
+        self, command: str, option: str, pattern: str, noted: bool,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:  # fmt: skip
+        start = [str(FUSIBLE), "o.onnx"] if command == "fuse" else [command, str(FUSIBLE)]
+        main([*start, option, pattern])
+        says = f"onnxfuse: note: {option} '{pattern}' matches no node that could be fused"
+        assert (says in capsys.readouterr().err) == noted
 
-    def test_names_that_look_like_options(self) -> None:
-        place("-x.onnx")
-        assert main(["check", "--", "-x.onnx"]) == 0
-        assert main(["check", str(FUSED), "--max-nodes", "9", "--", "-x.onnx"]) == 0
+    def test_one_of_several_models_is_enough(self, capsys: pytest.CaptureFixture[str]) -> None:
+        main(["check", str(FUSED), str(FUSIBLE), "--except", "/0/Add*"])
+        assert capsys.readouterr().err == ""
+        main(["check", str(FUSIBLE), "gone.onnx", "--except", "/hed/*"])
+        assert "matches no node" not in capsys.readouterr().err
+        main(["check", str(FUSIBLE), "--except", "/hed/*", "--budget-only"])
+        assert "matches no node" not in capsys.readouterr().err
 
-    def test_an_empty_name_is_not_everything(self, capsys: pytest.CaptureFixture[str]) -> None:
-        place("a.onnx")
-        assert main(["check", ""]) == 2
-        assert "an empty name stands for no model" in capsys.readouterr().err
-
-    def test_no_model_at_all(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert main(["check"]) == 2
-        assert "no model is named" in capsys.readouterr().err
-
-    def test_unusable_outranks_unproved_outranks_a_finding(
-        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        Path("broken.onnx").write_bytes(b"not a model")
-        other = place("other.onnx", FIXTURES / "dbb_k3_s1.ts.onnx")
-        from onnxfuse import fusing
-        from onnxfuse.errors import ProofError
-
-        real = fusing.explain_model
-
-        def unproved(path, *rest):  # type: ignore[no-untyped-def]
-            if path == other:
-                raise ProofError("it differs")
-            return real(path, *rest)
-
-        monkeypatch.setattr(fusing, "explain_model", unproved)
-        assert main(["check", str(FUSIBLE), other]) == 3
-        assert main(["check", str(FUSIBLE), other, "broken.onnx"]) == 2
-        assert main(["check", "broken.onnx", str(FUSIBLE), "-q"]) == 2
-        captured = capsys.readouterr()
-        assert captured.out.count("1 region can be fused") == 3
-        assert "other.onnx: it differs" in captured.err
-        assert "Traceback" not in captured.err
+    def test_in_the_configuration(self, capsys: pytest.CaptureFixture[str]) -> None:
+        Path("pyproject.toml").write_text('[tool.onnxfuse]\nexcept = ["/hed/*"]\n')
+        main(["check", str(FUSIBLE)])
+        assert "except '/hed/*' in pyproject.toml matches no node" in capsys.readouterr().err
 
 
 class TestBaseline:
@@ -254,13 +219,58 @@ class TestBaseline:
             "[]",
             '{"schema_version": 2}',
             '{"schema_version": 1, "models": {"a": {"bytes": "x"}}}',
+            '{"schema_version": 1, "models": {"m.onnx": {}}}',
+            '{"schema_version": 1, "models": {"m.onnx": {"nodes": 2, "bytes": 1}}}',
+            "{}",
+            "",
+            "[" * 100_000,
         ],
     )
     def test_a_damaged_one_is_unusable(self, text: str, capsys: pytest.CaptureFixture[str]) -> None:
         place("m.onnx")
         Path("sizes.json").write_text(text)
-        assert self.write() == 2
-        assert "sizes.json" in capsys.readouterr().err
+        for more in ([], ["--update-baseline"]):
+            assert self.write(*more) == 2
+            error = capsys.readouterr().err
+            assert "sizes.json is not" in error
+            assert "delete it, then write it anew with --update-baseline" in error
+            assert error.count("\n") == 1
+        assert Path("sizes.json").read_text() == text
+
+    def test_it_may_be_a_link(self) -> None:
+        Path("store").mkdir()
+        Path("sizes.json").symlink_to("store/sizes.json")
+        for name in ("m.onnx", "b.onnx"):
+            place(name)
+        assert main(["check", "*.onnx", "--baseline", "sizes.json", "--update-baseline"]) == 0
+        assert self.write("--update-baseline") == 0
+        assert list(json.loads(Path("store/sizes.json").read_text())["models"]) == [
+            "../b.onnx",
+            "../m.onnx",
+        ]
+        assert Path("sizes.json").is_symlink()
+
+    def test_a_byte_order_mark(self) -> None:
+        place("m.onnx")
+        self.write("--update-baseline")
+        Path("sizes.json").write_bytes(b"\xef\xbb\xbf" + Path("sizes.json").read_bytes())
+        assert self.write() == 0
+
+    def test_an_update_says_what_it_did(self, capsys: pytest.CaptureFixture[str]) -> None:
+        place("m.onnx")
+        assert self.write("--update-baseline") == 0
+        captured = capsys.readouterr()
+        assert "m.onnx: its sizes are in sizes.json now" in captured.out
+        assert "no budget" not in captured.out
+
+    def test_growth_without_one_is_noted(self, capsys: pytest.CaptureFixture[str]) -> None:
+        Path("pyproject.toml").write_text('[tool.onnxfuse]\nmax-growth = "2%"\n')
+        place("m.onnx")
+        assert main(["check", "m.onnx"]) == 0
+        assert "note: max-growth in pyproject.toml has no baseline" in capsys.readouterr().err
+        assert main(["check", "m.onnx", "--no-fusible"]) == 0
+        assert self.write("--update-baseline") == 0
+        assert "has no baseline" not in capsys.readouterr().err
 
     @pytest.mark.parametrize("options", [["--max-growth", "2%"], ["--update-baseline"]])
     def test_its_options_need_it(self, options: list[str]) -> None:
@@ -281,14 +291,19 @@ def test_sizes(text: object, option: str, value: int) -> None:
     ("text", "option"),
     [("", "max-nodes"), ("-1", "max-nodes"), (-1, "max-nodes"), ("5.1.1M", "max-params"),
      ("12MB", "max-nodes"), ("many", "max-bytes"), ("1e6", "max-macs"), (True, "max-nodes"),
-     ("12%", "max-bytes")],
+     ("12%", "max-bytes"), ("31.9", "max-nodes"), (1.5, "max-nodes"), ("5.5B", "max-bytes"),
+     ("\u0661\u0662", "max-nodes"), ("9" * 30, "max-nodes"), (10**30, "max-nodes")],
 )  # fmt: skip
 def test_what_is_no_size(text: object, option: str) -> None:
     with pytest.raises(InputError, match=option):
         amount(text, option)
 
 
-@pytest.mark.parametrize("text", ["2", "2.5", "-1%", "nan%", "inf%", "", "%", "2 percent"])
+@pytest.mark.parametrize(
+    "text",
+    ["2", "2.5", "-1%", "nan%", "inf%", "", "%", "2 percent", "1e999999%", "1e9%", "1_0%",
+     "\u0662%", "9" * 20 + "%"],
+)  # fmt: skip
 def test_what_is_no_share(text: str) -> None:
     with pytest.raises(InputError, match="2%"):
         growth(text)

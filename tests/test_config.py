@@ -55,6 +55,54 @@ def test_a_budget_whose_glob_matches_nothing_fails(capsys: pytest.CaptureFixture
     assert "no file matches models/*.onnx" in capsys.readouterr().err
 
 
+def test_a_budget_that_means_no_file_fails_whatever_is_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copy(FUSED, "m.onnx")
+    shutil.copy(FUSED, "other.onnx")
+    write("""
+        [[tool.onnxfuse.budget]]
+        path = "other.onnx"
+        max-nodes = 1
+        [[tool.onnxfuse.budget]]
+        path = "modles/*.onnx"
+        max-nodes = 1
+    """)
+    assert main(["check", "m.onnx"]) == 2
+    captured = capsys.readouterr()
+    assert "no file matches modles/*.onnx" in captured.err
+    assert "m.onnx: nothing left to fuse" in captured.out
+    assert "1 fine" in captured.out
+    assert captured.err.count("\n") == 1
+
+
+def test_a_budget_may_name_an_absolute_path(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(FUSED, "m.onnx")
+    for path in (f"{tmp_path}/*.onnx", f"{tmp_path}/m.onnx", str(tmp_path)):
+        write(f'[[tool.onnxfuse.budget]]\npath = "{path}"\nmax-nodes = 1\n')
+        for names in ([], ["m.onnx"]):
+            assert main(["check", *names]) == 1
+            assert "m.onnx: 1 budget exceeded" in capsys.readouterr().out
+
+
+def test_a_configuration_may_lie_where_names_look_like_globs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Path("a[1]*").mkdir()
+    monkeypatch.chdir("a[1]*")
+    write('[[tool.onnxfuse.budget]]\npath = "*.onnx"\nmax-nodes = 1\n')
+    shutil.copy(FUSED, "m.onnx")
+    assert main(["check"]) == 1
+    assert main(["check", "m.onnx"]) == 1
+
+
+def test_a_byte_order_mark() -> None:
+    Path("pyproject.toml").write_bytes(b"\xef\xbb\xbf[tool.onnxfuse]\nmax-nodes = 1\n")
+    assert main(["check", FUSED]) == 1
+
+
 def test_the_command_line_wins() -> None:
     write("[tool.onnxfuse]\nmax-nodes = 1\n")
     assert main(["check", FUSED]) == 1
@@ -128,6 +176,9 @@ def test_a_baseline_is_relative_to_the_configuration(monkeypatch: pytest.MonkeyP
         ('[[tool.onnxfuse.budget]]\npath = "x"', "sets no limit"),
         ('[[tool.onnxfuse.budget]]\npath = "x"\nmax-node = 3', "did you mean 'max-nodes'?"),
         ("[tool]\nonnxfuse = 3", "is not a table"),
+        ("[tool.onnxfuse]\nno-fusible = true\nbudget-only = true", "judge nothing"),
+        ("[tool.onnxfuse]\nmax-nodes = 1.5", "max-nodes: 1.5 is not a size"),
+        ("[tool.onnxfuse]\nmax-nodes = " + "[" * 100_000, "is not TOML"),
         ("[tool.onnxfuse", "is not TOML"),
     ],
 )

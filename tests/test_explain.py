@@ -134,7 +134,7 @@ class TestKeepPostBn:
 
     def model(self, last: str) -> onnx.ModelProto:
         ones = {name: np.linspace(0.5, 1.5, 2, dtype=np.float32) for name in "sbmv"}
-        weights = {"w": np.ones((2, 2, 1, 1), np.float32), **ones}
+        weights = {"w": np.ones((2, 2, 1, 1), np.float32), "axis": np.array([2]), **ones}
         nodes = [
             helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
             helper.make_node("BatchNormalization", ["c", *"sbmv"], ["n"], name="bn"),
@@ -145,19 +145,50 @@ class TestKeepPostBn:
                     helper.make_node("Relu", ["i"], ["y"], name="relu"),
                 ],
                 "Add": [helper.make_node("Add", ["n", "x"], ["y"], name="sum")],
+                "Transpose": [
+                    helper.make_node("Transpose", ["n"], ["i"], name="t", perm=[0, 2, 3, 1]),
+                    helper.make_node("Relu", ["i"], ["y"], name="relu"),
+                ],
+                "Concat": [
+                    helper.make_node("Concat", ["n", "x"], ["i"], name="cat", axis=1),
+                    helper.make_node("Relu", ["i"], ["y"], name="relu"),
+                ],
+                "Split": [
+                    helper.make_node("Split", ["n"], ["i", "j"], name="split", axis=1),
+                    helper.make_node("Relu", ["i"], ["y"], name="relu"),
+                    helper.make_node("Relu", ["j"], ["z"], name="relu2"),
+                ],
+                "Unsqueeze": [
+                    helper.make_node("Unsqueeze", ["n", "axis"], ["i"], name="open"),
+                    helper.make_node("Squeeze", ["i", "axis"], ["j"], name="close"),
+                    helper.make_node("Relu", ["j"], ["y"], name="relu"),
+                ],
+                "Flatten": [
+                    helper.make_node("Flatten", ["n"], ["i"], name="flat"),
+                    helper.make_node("Relu", ["i"], ["y"], name="relu"),
+                ],
+                "Transpose Add": [
+                    helper.make_node("Transpose", ["n"], ["i"], name="t", perm=[0, 2, 3, 1]),
+                    helper.make_node("Transpose", ["x"], ["j"], name="u", perm=[0, 2, 3, 1]),
+                    helper.make_node("Add", ["i", "j"], ["y"], name="sum"),
+                ],
                 "none": [],
             }[last],
         ]
         values = [helper.make_tensor_value_info("x", 1, [1, 2, 5, 5])]
-        out = [helper.make_tensor_value_info("n" if last == "none" else "y", 1, [1, 2, 5, 5])]
+        name = "n" if last == "none" else "y"
+        out = [helper.make_tensor_value_info(name, 1, None)]
         graph = helper.make_graph(
             nodes, "g", values, out, [numpy_helper.from_array(a, n) for n, a in weights.items()]
         )
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
     @pytest.mark.parametrize(
-        ("last", "kept"), [("Relu", True), ("Identity", True), ("none", True), ("Add", False)]
-    )
+        ("last", "kept"),
+        [("Relu", True), ("Identity", True), ("none", True), ("Add", False), ("Transpose", True),
+         ("Concat", True), ("Split", True), ("Unsqueeze", True), ("Flatten", True),
+         ("Transpose Add", False)],
+    )  # fmt: skip
     def test_it_keeps_what_nothing_linear_reads(self, last: str, kept: bool) -> None:
         fused, report = onnxfuse.fuse(self.model(last), keep_post_bn=True)
         left = [node.op_type for node in fused.graph.node].count("BatchNormalization")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
-from onnxfuse.errors import InputError
+from onnxfuse.errors import InputError, OnnxfuseError
 from onnxfuse.outcome import FORMATS
 from onnxfuse.version import __version__
 
@@ -24,13 +26,13 @@ exit codes:
   0  fine (also when there was nothing to fuse)
   1  a finding: something can be fused, a budget is exceeded, models differ
   2  wrong usage, or an input that is missing or is not a usable model
-  3  something could not be proved; nothing was written
+  3  something could not be proved; no model was written
 """
 
 EPILOG = f"""\
 commands (each has its own --help):
   onnxfuse IN OUT        fuse IN, prove it, write OUT
-  onnxfuse check IN...   fail where something can be fused or a budget is exceeded
+  onnxfuse check IN...   fail where something can be fused, or is over budget
   onnxfuse explain IN    each linear region: what it becomes, or why it stays
   onnxfuse verify A B    are two models equivalent?
 
@@ -41,6 +43,27 @@ examples:
   onnxfuse check 'models/*.onnx' --max-bytes 12MB
 
 {CODES}"""
+
+
+class UsageError(OnnxfuseError):
+    """A command line that means nothing; ``form`` is the format that it asked for, if any."""
+
+    def __init__(self, parser: argparse.ArgumentParser, message: str) -> None:
+        super().__init__(message)
+        self.parser = parser
+        self.command = parser.get_default("command")
+        self.form: str | None = None
+
+    def leave(self) -> NoReturn:
+        """Print the usage and the error on stderr, and end the process with 2."""
+        argparse.ArgumentParser.error(self.parser, str(self))
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises what is wrong, so that it can be said in any format."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(self, message)
 
 
 def fuse_parser() -> argparse.ArgumentParser:
@@ -63,7 +86,7 @@ def fuse_parser() -> argparse.ArgumentParser:
 
 
 CHECK = """\
-Fail where something exact and cheaper is still unfused, or a budget is exceeded.
+Fail where something can still be fused exactly, or a budget is exceeded.
 
 Writes no model. Everything is planned, folded and proved as `onnxfuse IN OUT`
 does it, short of the run of the whole model, so that what is found here is what
@@ -185,7 +208,16 @@ PARSERS = {"check": check_parser, "explain": explain_parser, "verify": verify_pa
 
 
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command and its options; leaves the process on ``--help`` and on wrong usage."""
+    """The command and its options; leaves the process on ``--help``. Raises `UsageError`."""
+    try:
+        return _parsed(arguments)
+    except UsageError as error:
+        form = re.search(r"^--format[=\n](.*)$", "\n".join(arguments), re.MULTILINE)
+        error.form = form[1] if form and form[1] in FORMATS else None
+        raise
+
+
+def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     if arguments and arguments[0] in PARSERS:
         options = list(arguments[1:])
         if arguments[0] != "check":
@@ -204,11 +236,13 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
 def settle(chosen: argparse.Namespace) -> Any:
     """Fill what the command line leaves open from the configuration; returns the latter.
 
-    ``chosen.typed`` keeps the names of the options that the command line gave.
+    ``chosen.typed`` keeps the names of the options that the command line gave, ``chosen.source``
+    where the others stand.
     """
     from onnxfuse import config
 
     found = config.current(chosen.config, isolated=chosen.isolated)
+    chosen.source = os.path.relpath(found.path) if found.path is not None else ""
     chosen.typed = {name for name, value in vars(chosen).items() if value not in (None, [], False)}
     values = dict(found.values)
     if "verify" in values:
@@ -226,6 +260,9 @@ def settle(chosen: argparse.Namespace) -> Any:
     return found
 
 
+_SIZE = re.compile("0*[1-9][0-9]{0,17}")
+
+
 def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
     """``name:1,3,224,224`` with commas or x, brackets allowed.
 
@@ -233,18 +270,15 @@ def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
     ('x', (1, 3, 224, 224))
     """
     name, colon, sizes = text.rpartition(":")
-    digits = sizes.strip().strip("[]()").replace("x", ",").replace("X", ",")
-    try:
-        shape = tuple(int(size) for size in digits.split(",") if size.strip())
-    except ValueError:
-        shape = ()
-    if not colon or not name or not shape or min(shape) < 1:
+    digits = re.split("[,xX]", sizes.strip().strip("[]()"))
+    found = [size.strip() for size in digits if size.strip()]
+    if not colon or not name or not found or not all(map(_SIZE.fullmatch, found)):
         raise InputError(f"--input-shape {text!r} is not of the form NAME:1,3,224,224")
-    return name, shape
+    return name, tuple(map(int, found))
 
 
 def _parser(name: str, description: str, epilog: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
+    return _Parser(
         name,
         description=description,
         epilog=epilog,

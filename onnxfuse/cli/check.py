@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from onnxfuse.budget import LIMITS, Baseline, Limit, amount, growth, judge, read_baseline
 from onnxfuse.cli import paths
-from onnxfuse.cli.examine import examined, options, page_data, page_place, write_page
+from onnxfuse.cli.examine import (
+    examined,
+    options,
+    page_data,
+    page_place,
+    unmatched,
+    write_page,
+)
 from onnxfuse.cli.progress import progress
-from onnxfuse.config import Config
+from onnxfuse.config import Config, Rule
 from onnxfuse.errors import InputError
 from onnxfuse.outcome import Examined, Outcome
 from onnxfuse.version import __version__
@@ -20,14 +28,20 @@ from onnxfuse.version import __version__
 def run(chosen: argparse.Namespace, config: Config) -> Outcome:
     """Check every file named; one that cannot be used never stops the others."""
     gate = Gate(chosen, config)
-    files, missing = paths.models(chosen.inputs, config.rules)
-    place = page_place(chosen, *files)
-    found = list(missing)
+    meant = paths.models(chosen.inputs, config.rules)
+    place = page_place(chosen, *meant.files, baseline=gate.baseline)
+    found = list(meant.unusable)
     with progress(enabled=not chosen.quiet) as report:
-        for index, path in enumerate(files):
-            report(path, index, len(files))
-            found.append(examined(path, partial(gate.examine, path)))
-    outcome = Outcome("check", tuple(found), None, __version__, gate.update(found))
+        for index, path in enumerate(meant.files):
+            report(path, index, len(meant.files))
+            found.append(examined(path, partial(gate.examine, path, meant.rules(path))))
+    notes = list(gate.notes)
+    if gate.fusible and all(file.failure is None for file in found):
+        notes += unmatched(gate.options, chosen)
+    if gate.updates:
+        found = [gate.recorded(file) for file in found]
+        notes.append(gate.update(found))
+    outcome = Outcome("check", tuple(found), None, __version__, tuple(notes))
     write_page(place, page_data(place, outcome))
     return outcome
 
@@ -37,7 +51,7 @@ class Gate:
 
     def __init__(self, chosen: argparse.Namespace, config: Config) -> None:
         self.options = options(chosen)
-        self.rules = config.rules
+        self.notes: list[str] = []
         self.fusible = not chosen.budget_only
         self.budgets = not chosen.no_fusible
         self.updates = bool(chosen.update_baseline)
@@ -58,40 +72,57 @@ class Gate:
             )
         if chosen.baseline is None and wanted & {"max_growth", "update_baseline"}:
             raise InputError("--max-growth and --update-baseline need --baseline FILE")
+        if chosen.baseline is None and chosen.max_growth is not None and self.budgets:
+            self.notes.append(
+                f"max-growth in {chosen.source} has no baseline to hold against; set baseline "
+                "there, or pass --baseline FILE"
+            )
         self.baseline: Baseline | None = None
         if chosen.baseline is not None and self.budgets:
             self.baseline = read_baseline(Path(chosen.baseline), may_be_missing=self.updates)
+            self._check_baseline()
 
-    def examine(self, path: str) -> Examined:
-        """One model held against what is demanded."""
+    def _check_baseline(self) -> None:
+        """Refuse, before any work, a baseline that is to be written and cannot be."""
+        if self.updates and self.baseline is not None:
+            from onnxfuse.model import io
+
+            io.check_output(self.baseline.path)
+
+    def examine(self, path: str, rules: Sequence[Rule]) -> Examined:
+        """One model held against what is demanded; ``rules`` are those that speak of it."""
         from onnxfuse.fusing import count_model, explain_model
 
-        limits = list(self._limits(path)) if self.budgets else []
+        limits = list(self._limits(path, rules)) if self.budgets else []
         if self.fusible:
             report, _ = explain_model(path, self.options)
         else:
             report = count_model(path, self.options)
         return Examined(path, report, judge(report.before, limits), gate=self.fusible)
 
-    def _limits(self, path: str) -> Iterator[Limit]:
+    def _limits(self, path: str, rules: Sequence[Rule]) -> Iterator[Limit]:
         """The limits of one model; those of the command line win over configured ones."""
         yield from self.given
-        for rule in self.rules:
-            if paths.meant(path, rule):
-                yield from (limit for limit in rule.limits if limit.metric not in self.typed)
+        for rule in rules:
+            yield from (limit for limit in rule.limits if limit.metric not in self.typed)
         if self.baseline is not None and not self.updates:
             yield from self.baseline.limits(path, self.growth)
 
-    def update(self, found: Sequence[Examined]) -> tuple[str, ...]:
-        """Write the baseline anew where that was asked for, and say so."""
-        if not self.updates or self.baseline is None:
-            return ()
+    def recorded(self, file: Examined) -> Examined:
+        """A model that was counted, marked as one whose sizes the baseline takes."""
+        assert self.baseline is not None
+        taken = str(self.baseline.path) if file.report is not None else ""
+        return replace(file, recorded=taken)
+
+    def update(self, found: Sequence[Examined]) -> str:
+        """Write the baseline anew, and say so."""
+        assert self.baseline is not None
         from onnxfuse.model import io
 
         counted = {file.path: file.report.before for file in found if file.report is not None}
         place = io.check_output(self.baseline.path)
         io.write(place, self.baseline.updated(counted).to_json().encode())
-        return (f"{self.baseline.path} now holds the sizes of {len(counted)} model(s)",)
+        return f"{self.baseline.path} now holds the sizes of {len(counted)} model(s)"
 
 
 def _name(key: str) -> str:

@@ -5,21 +5,32 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
+from onnxfuse.budget import Baseline
 from onnxfuse.cli.arguments import parse_shape
 from onnxfuse.errors import InputError, ProofError
+from onnxfuse.options import Options
 from onnxfuse.outcome import Examined, Exit, Failure, Outcome
 
 
-def options(chosen: argparse.Namespace) -> Any:
-    """The options of fusing that a command line and its configuration ask for."""
-    from onnxfuse.options import Options
+@dataclass(frozen=True)
+class Watched(Options):
+    """Options that remember the nodes they were asked about."""
 
-    return Options(
+    labels: set[str] = field(default_factory=set)
+
+    def admits(self, label: str) -> bool:
+        self.labels.add(label)
+        return super().admits(label)
+
+
+def options(chosen: argparse.Namespace) -> Watched:
+    """The options of fusing that a command line and its configuration ask for."""
+    return Watched(
         tuple(chosen.only),
         tuple(chosen.without),
         shapes(chosen),
@@ -32,6 +43,19 @@ def options(chosen: argparse.Namespace) -> Any:
 def shapes(chosen: argparse.Namespace) -> dict[str, tuple[int, ...]]:
     """The sizes of dynamic inputs that were given."""
     return dict(parse_shape(text) for text in chosen.input_shape)
+
+
+def unmatched(wanted: Watched, chosen: argparse.Namespace) -> Iterator[str]:
+    """The patterns of --only and --except that were about none of the nodes met so far."""
+    for key, name, patterns in (
+        ("only", "only", wanted.only),
+        ("except", "without", wanted.without),
+    ):
+        for pattern in patterns:
+            if not any(fnmatchcase(label, pattern) for label in wanted.labels):
+                typed = name in chosen.typed
+                what = f"--{key} {pattern!r}" if typed else f"{key} {pattern!r} in {chosen.source}"
+                yield f"{what} matches no node that could be fused (explain -v names them)"
 
 
 def examined(path: str, work: Callable[[], Examined]) -> Examined:
@@ -54,6 +78,8 @@ def failure(error: Exception) -> Failure:
         return Failure(Exit.UNPROVED, _line(error))
     if isinstance(error, MemoryError):
         return Failure(Exit.USAGE, "not enough memory for this model")
+    if isinstance(error, OSError):
+        return Failure(Exit.USAGE, f"a file cannot be used: {_line(error)}")
     return Failure(
         Exit.UNPROVED,
         f"internal error, nothing was written: {type(error).__name__}: {_line(error)}; please "
@@ -65,16 +91,38 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def page_place(chosen: argparse.Namespace, *models: str) -> Path | None:
-    """Where the page goes, checked before any work; it may not replace a model."""
+def page_place(
+    chosen: argparse.Namespace, *models: str, baseline: Baseline | None = None
+) -> Path | None:
+    """Where the page goes, checked before any work; it may replace nothing but a page."""
     if chosen.report is None:
         return None
     from onnxfuse.model import io
 
     place = io.check_output(chosen.report)
+    what = ""
     if any(Path(os.path.realpath(model)) == place for model in models):
-        raise InputError(f"--report {chosen.report} would replace a model; name another file")
+        what = "a model"
+    elif baseline is not None and baseline.path.resolve() == place:
+        what = "the baseline"
+    elif _is_foreign(place):
+        what = "a file that is no HTML page"
+    if what:
+        raise InputError(f"--report {chosen.report} would replace {what}; name another file")
     return place
+
+
+def _is_foreign(place: Path) -> bool:
+    """Whether a file holds something that does not begin as a page does."""
+    start = b"<!doctype html>"
+    try:
+        with place.open("rb") as stream:
+            held = stream.read(len(start))
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return bool(held) and held.lower() != start
 
 
 def page_data(place: Path | None, outcome: Outcome) -> bytes:

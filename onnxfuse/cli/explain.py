@@ -8,7 +8,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from onnxfuse.cli.examine import examined, options, page_data, page_place, write_page
+from onnxfuse.cli.examine import (
+    Watched,
+    examined,
+    options,
+    page_data,
+    page_place,
+    unmatched,
+    write_page,
+)
 from onnxfuse.cli.progress import progress
 from onnxfuse.errors import InputError
 from onnxfuse.outcome import Examined, Outcome
@@ -18,22 +26,22 @@ from onnxfuse.version import __version__
 
 def run(chosen: argparse.Namespace) -> Outcome:
     """Explain one model."""
-    return Outcome(
-        "explain", (examined(chosen.input, lambda: _explain(chosen)),), None, __version__
-    )
-
-
-def _explain(chosen: argparse.Namespace) -> Examined:
     wanted = options(chosen)
     page = page_place(chosen, chosen.input)
+    found = examined(chosen.input, lambda: _explain(chosen, wanted))
+    notes = () if found.failure is not None else tuple(unmatched(wanted, chosen))
+    outcome = Outcome("explain", (found,), None, __version__, notes)
+    write_page(page, page_data(page, outcome))
+    return outcome
+
+
+def _explain(chosen: argparse.Namespace, wanted: Watched) -> Examined:
     from onnxfuse.fusing import explain_model
 
     with progress(enabled=not chosen.quiet) as watched:
         report, about = explain_model(chosen.input, wanted, watched)
     report = _about(report, about(), chosen.node) if chosen.node else report
-    found = Examined(chosen.input, report)
-    write_page(page, page_data(page, Outcome("explain", (found,), version=__version__)))
-    return found
+    return Examined(chosen.input, report)
 
 
 def _about(report: Report, alone: Sequence[Kept], names: Sequence[str]) -> Report:

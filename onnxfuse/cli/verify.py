@@ -39,7 +39,7 @@ def _tolerance(texts: list[str], option: str) -> dict[str, float]:
     for text in texts:
         name, _, number = text.rpartition(":")
         try:
-            value = float(number)
+            value = float(number) if number.isascii() else -1.0
         except ValueError:
             value = -1.0
         if not 0 <= value < float("inf"):

@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
+from onnxfuse import files
 from onnxfuse.errors import InputError
 from onnxfuse.model import tensors, walk
 
@@ -34,14 +35,7 @@ class Loaded:
 def load(path: str | os.PathLike[str]) -> Loaded:
     """Parse a model file; external data stays where it is. Raises `InputError`."""
     place = Path(path)
-    if place.is_dir():
-        raise InputError(f"{place} is a directory; name a model file")
-    try:
-        data = place.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{place} does not exist") from None
-    except OSError as error:
-        raise InputError(f"{place} cannot be read: {error.strerror}") from error
+    data = files.read(place)
     return Loaded(parse(data, str(place)), data, place)
 
 
@@ -78,16 +72,36 @@ def serialise(model: onnx.ModelProto) -> bytes:
 
 def check_output(path: str | os.PathLike[str]) -> Path:
     """The place an output will be written to. Raises `InputError` where that cannot work."""
+    if _is_device(Path(path)):
+        raise InputError(f"{path} is not a regular file and would be replaced; name another")
     place = Path(os.path.realpath(path))
-    if place.is_dir():
-        raise InputError(f"{place} is a directory; name a file to write")
-    if place.exists() and not place.is_file():
-        raise InputError(f"{place} is not a regular file and would be replaced; name another")
-    if not place.parent.is_dir():
-        raise InputError(f"the directory {place.parent} does not exist; create it first")
+    try:
+        if place.is_dir():
+            raise InputError(f"{place} is a directory; name a file to write")
+        if place.exists() and not place.is_file():
+            raise InputError(f"{place} is not a regular file and would be replaced; name another")
+        if not place.parent.is_dir():
+            raise InputError(f"the directory {place.parent} does not exist; create it first")
+    except OSError as error:
+        raise InputError(f"{place} cannot be written: {error.strerror}") from error
     if not os.access(place.parent, os.W_OK):
         raise InputError(f"the directory {place.parent} is not writable")
     return place
+
+
+def _is_device(path: Path) -> bool:
+    """Whether a path leads through /dev or /proc, whatever file that may stand for just now."""
+    for _ in range(40):
+        place = Path(os.path.realpath(path.parent)) / path.name  # a link itself must stay
+        if place.is_relative_to("/proc"):
+            return True
+        if place.is_relative_to("/dev") and not place.is_relative_to("/dev/shm"):  # noqa: S108
+            return True
+        try:
+            path = place.parent / place.readlink()
+        except OSError:
+            break
+    return False
 
 
 def write(path: Path, data: bytes) -> None:
@@ -127,20 +141,66 @@ def _mode(path: Path) -> int:
 
 
 def carry_external_data(model: onnx.ModelProto, source: Path | None, target: Path) -> None:
-    """Copy the data files a model refers to beside an output in another directory."""
+    """Copy the data files a model refers to beside an output in another directory.
+
+    Nothing is copied where one of them cannot be.
+    """
     if source is None or source.resolve() == target.resolve():
         return
-    for location, place in data_files(model, source).items():
-        new = target / location
+    copies = {target / where: place for where, place in data_files(model, source).items()}
+    for new, place in copies.items():
         if new.exists() and not _same(place, new):
             raise InputError(
                 f"{new} exists and differs from the data file {place}; "
                 "choose another output directory or remove it"
             )
+    for new, place in copies.items():
         if not new.exists():
-            new.parent.mkdir(parents=True, exist_ok=True)
-            with _replacing(new) as temporary:
-                shutil.copyfile(place, temporary)
+            _copy(place, new)
+
+
+def check_kept(source: str | os.PathLike[str], target: Path, outputs: Iterable[str]) -> None:
+    """Refuse to write over a data file of the model ``source``, or over where one is carried to.
+
+    ``target`` is the directory of the new model.
+    """
+    held = _kept(Path(source)).items()
+    for output in outputs:
+        for location, place in held:
+            if _is_same_place(Path(output), place):
+                raise InputError(f"{output} is a data file of {source}; name another file")
+            if _is_same_place(Path(output), target / location):
+                raise InputError(
+                    f"{output} is where the data file {place.name} of {source} is copied to; "
+                    "name another file"
+                )
+
+
+def _kept(source: Path) -> dict[str, Path]:
+    """The data files of a model; none of one that cannot be used, which is said elsewhere."""
+    with contextlib.suppress(InputError):
+        data = files.read(source)
+        if b"location" in data:  # as external data says; parsing takes longer
+            return data_files(parse(data, str(source)), source.parent)
+    return {}
+
+
+def _is_same_place(left: Path, right: Path) -> bool:
+    if os.path.realpath(left) == os.path.realpath(right):
+        return True
+    try:
+        return left.samefile(right)
+    except OSError:
+        return False
+
+
+def _copy(place: Path, new: Path) -> None:
+    try:
+        new.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{new.parent} cannot be made: {error.strerror}") from error
+    with _replacing(new) as temporary:
+        shutil.copyfile(place, temporary)
 
 
 def _same(left: Path, right: Path) -> bool:
@@ -164,7 +224,13 @@ def data_files(model: onnx.ModelProto, base: Path | None) -> dict[str, Path]:
         if tensor.data_location == TensorProto.EXTERNAL:
             location = tensors.external_entries(tensor).get("location", "")
             if location not in found:
-                found[location] = tensors.external_path(tensor, base)
-                if not found[location].is_file():
-                    raise InputError(f"the data file {found[location]} is missing")
+                found[location] = place = tensors.external_path(tensor, base)
+                try:
+                    missing = not place.is_file()
+                except OSError as error:
+                    raise InputError(
+                        f"the data file {place} cannot be read: {error.strerror}"
+                    ) from error
+                if missing:
+                    raise InputError(f"the data file {place} is missing")
     return found

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from onnxfuse.outcome import Outcome, Verdict
+from onnxfuse.report.names import clean
 
 _COMMANDS = {"failed": "error", "error": "error", "noted": "notice"}
 MOST = 50
@@ -43,8 +44,8 @@ def _located(file: str) -> str:
 
 
 def _message(text: str) -> str:
-    """A text as the runner's parser wants it."""
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    """A text as the runner's parser wants it, on its line."""
+    return clean(text).replace("%", "%25")
 
 
 def _property(text: str) -> str:

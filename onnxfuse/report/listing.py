@@ -28,7 +28,7 @@ def _examined(file: Examined, console: Console, *, verbose: bool, quiet: bool) -
     head = Text(clean(file.path), style="bold")
     head.append(": ", style="not bold")
     head.append(_result(file), style="not bold red" if file.code else "not bold green")
-    console.print(head)
+    console.print(head, soft_wrap=True)  # a path is worth a long line
     shown = file.fusible if verbose else file.fusible[:SHOWN]
     for region in shown:
         console.print(Padding(_fusible(region), (0, 0, 0, 2), expand=False))
@@ -58,6 +58,8 @@ def _result(file: Examined) -> str:
         return ", ".join(words)
     if file.gate:
         return "nothing left to fuse" + (", within budget" if file.budgets else "")
+    if file.recorded:
+        return f"its sizes are in {clean(file.recorded)} now"
     return "within budget" if file.budgets else "no budget is set for it"
 
 

@@ -1,0 +1,155 @@
+"""What a command writes over, and what it must leave: weights, devices, files of somebody else."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import onnx
+import pytest
+
+from onnxfuse.cli import main
+
+FIXTURES = Path(__file__).parent.parent / "fixtures" / "pytorch"
+FUSIBLE = FIXTURES / "repvgg_s1_g1.ts.onnx"
+FUSED = FIXTURES / "repvgg_s1_g1.deploy.onnx"
+PAGE = b"<!doctype html>"
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def external(source: Path, name: str = "e", data: str = "e.data") -> dict[str, bytes]:
+    """A model with a data file; gives both as they are on disk."""
+    where = {"save_as_external_data": True, "location": data, "size_threshold": 16}
+    onnx.save(onnx.load(source), f"{name}.onnx", **where)
+    return {place: Path(place).read_bytes() for place in (f"{name}.onnx", data)}
+
+
+def refused(*arguments: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command fails with 2, in one line, and no file of the directory changes."""
+    before = {p: p.read_bytes() for p in Path().rglob("*") if p.is_file()}
+    assert main([*arguments]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+    assert {p: p.read_bytes() for p in Path().rglob("*") if p.is_file()} == before
+
+
+class TestWeights:
+    """The data files of a model are never written over."""
+
+    @pytest.mark.parametrize("out", ["e.data", "./e.data", "link.data"])
+    @pytest.mark.parametrize("source", [FUSIBLE, FIXTURES / "repvgg_a0.ts.onnx"])
+    def test_an_output(self, out: str, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        external(source)
+        Path("link.data").symlink_to("e.data")
+        refused("e.onnx", out, says=f"{out} is a data file of e.onnx", capsys=capsys)
+
+    def test_an_output_where_one_would_be_carried_to(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        external(FIXTURES / "repvgg_a0.ts.onnx")  # its Linear layer stays as it is
+        Path("od").mkdir()
+        arguments = ("e.onnx", "od/e.data", "--no-verify")
+        refused(*arguments, says="od/e.data is where the data file", capsys=capsys)
+        arguments = ("e.onnx", "od/o.onnx", "--report", "od/e.data", "--no-verify")
+        refused(*arguments, says="od/e.data is where the data file", capsys=capsys)
+        assert list(Path("od").iterdir()) == []
+        assert main(["e.onnx", "od/o.onnx", "--no-verify", "-q"]) == 0
+
+    @pytest.mark.parametrize("command", [["check"], ["explain"], ["fuse"]])
+    def test_a_page(self, command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        external(FUSED)
+        rest = ["e.onnx", "o.onnx"] if command == ["fuse"] else [*command, "e.onnx"]
+        refused(*rest, "--report", "e.data", says="--report e.data would", capsys=capsys)
+
+    def test_writing_again_is_fine(self) -> None:
+        external(FIXTURES / "repvgg_a0.ts.onnx")
+        for _ in range(2):
+            assert main(["e.onnx", "o.onnx", "--no-verify", "-q"]) == 0
+        assert main(["e.onnx", "e.onnx", "--no-verify", "-q"]) == 0
+
+
+class TestPage:
+    """A page replaces a page, or an empty file, and nothing else."""
+
+    @pytest.mark.parametrize("first", [PAGE, b"<!DOCTYPE HTML>\n<p>", b""])
+    def test_a_page_is_replaced(self, first: bytes) -> None:
+        Path("r.html").write_bytes(first)
+        assert main(["explain", str(FUSED), "--report", "r.html", "-q"]) == 0
+        assert Path("r.html").read_bytes().startswith(PAGE)
+        assert main(["check", str(FUSED), "--report", "r.html", "-q"]) == 0
+
+    @pytest.mark.parametrize("name", ["pyproject.toml", "own.toml", "sizes.json", "notes.html"])
+    def test_nothing_else_is(self, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+        shutil.copy(FUSED, "m.onnx")
+        Path("pyproject.toml").write_text("[tool.onnxfuse]\nmax-nodes = 9\n")
+        Path("own.toml").write_text("max-nodes = 9\n")
+        Path("notes.html").write_text("my notes")
+        assert main(["check", "m.onnx", "--baseline", "sizes.json", "--update-baseline", "-q"]) == 0
+        own = ("--config", "own.toml") * (name == "own.toml")
+        says = f"--report {name} would replace a file that is no HTML page"
+        refused("check", "m.onnx", *own, "--report", name, says=says, capsys=capsys)
+
+    def test_nor_the_baseline_of_the_same_run(self, capsys: pytest.CaptureFixture[str]) -> None:
+        shutil.copy(FUSED, "m.onnx")
+        options = ["--baseline", "sizes.json", "--update-baseline", "--report", "./sizes.json"]
+        refused("check", "m.onnx", *options, says="the baseline", capsys=capsys)
+
+    @pytest.mark.parametrize("command", ["check", "explain", "fuse"])
+    def test_it_says_what_stopped_a_command(self, command: str) -> None:
+        start = ["gone.onnx", "o.onnx"] if command == "fuse" else [command, "gone.onnx"]
+        assert main([*start, "--report", "r.html", "-q"]) == 2
+        assert "gone.onnx does not exist" in Path("r.html").read_text(encoding="utf-8")
+
+    def test_a_model_that_is_written_without_its_page_is_said_to_be(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        from onnxfuse.errors import InputError
+        from onnxfuse.model import io
+
+        real = io.write
+
+        def full(path: Path, data: bytes) -> None:
+            if path.suffix == ".html":
+                raise InputError(f"{path} cannot be written: No space left on device")
+            real(path, data)
+
+        monkeypatch.setattr(io, "write", full)
+        arguments = [str(FUSIBLE), "o.onnx", "--report", "r.html", "--format", "json"]
+        assert main(arguments) == 2
+        printed = capsys.readouterr()
+        assert "o.onnx is written, but the report is not" in printed.err
+        assert json.loads(printed.out)["output"] == "o.onnx"
+        assert Path("o.onnx").is_file()
+
+
+@pytest.mark.parametrize("place", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "link", "d/1"])
+def test_what_stdout_goes_to_is_not_replaced(
+    place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("link").symlink_to("/dev/stdout")
+    Path("d").symlink_to("/dev/fd")
+    refused(str(FUSIBLE), place, says="is not a regular file", capsys=capsys)
+    refused("explain", str(FUSED), "--report", place, says="is not a regular", capsys=capsys)
+    assert Path("link").is_symlink()
+
+
+class TestInputs:
+    """What is no regular file is never waited for."""
+
+    @pytest.mark.parametrize("name", ["pipe", "/dev/null"])
+    @pytest.mark.parametrize(
+        "words", ["check IN", "explain IN", "IN o.onnx", "verify IN IN", "check M --config IN",
+                  "check M --baseline IN"],
+    )  # fmt: skip
+    def test_a_device(self, name: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+        os.mkfifo("pipe")
+        held = {"IN": name, "M": str(FUSED)}
+        assert main([held.get(word, word) for word in words.split()]) == 2
+        assert f"{name} is not a regular file" in capsys.readouterr().err

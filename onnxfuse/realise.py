@@ -95,6 +95,7 @@ class _Writer(Emitter):
         self.facts = facts
         self.memo: dict[int, Array] = {}
         self.order = cover.terms[0].source.order
+        self.reshaped: dict[str, str] = {}
 
     def write(self) -> Replacement:
         form = self.cover.form
@@ -153,7 +154,7 @@ class _Writer(Emitter):
     def _term(self, term: Term, constant: Load | None) -> str:
         """The tensor of one term; an operator with a bias takes the constant."""
         if term.bare:
-            return term.source.name
+            return self._standing(term.source)
         kind = operator(term, self.cover.affine)
         if kind in ("Conv", "ConvTranspose"):
             return self._conv(term, constant)
@@ -192,9 +193,11 @@ class _Writer(Emitter):
                 "var": lambda: np.ones(count),
             }
             names = [self._array(kind, (count,), load) for kind, load in parameters.items()]
-            return self._emit("BatchNormalization", (term.source.name, *names), epsilon=0.0)
+            return self._emit(
+                "BatchNormalization", (self._standing(term.source), *names), epsilon=0.0
+            )
         factor = self._array("scale", self._wide(count), scale)
-        return self._emit("Mul", (term.source.name, factor))
+        return self._emit("Mul", (self._standing(term.source), factor))
 
     def _wide(self, channels: int) -> tuple[int, ...]:
         """The shape of a per-channel constant that broadcasts against the sources' layout.
@@ -301,9 +304,20 @@ class _Writer(Emitter):
         self.maps[name] = at
         return name
 
+    def _standing(self, source: Source) -> str:
+        """The tensor of a source; one in another shape is reshaped once."""
+        if source.reshaped is None:
+            return source.name
+        if source.name not in self.reshaped and source.reshaped.flat:
+            self.reshaped[source.name] = self._emit("Flatten", (source.root.name,), axis=1)
+        if source.name not in self.reshaped:
+            target = self._integers("shape", *source.reshaped.target)
+            self.reshaped[source.name] = self._emit("Reshape", (source.root.name, target))
+        return self.reshaped[source.name]
+
     def _selected(self, term: Term) -> str:
         """The term's source, or the channels of it that the term reads."""
         start, stop = term.ins
         if (start, stop) == (0, term.source.channels):
-            return term.source.name
-        return self._slice(term.source.name, self.order.index(1), start, stop)
+            return self._standing(term.source)
+        return self._slice(self._standing(term.source), self.order.index(1), start, stop)

@@ -18,7 +18,41 @@ class Layers(Islands):
     """Linear layers of tensors whose channels stand last, and of matrices."""
 
     def l_steps(self) -> list[Callable[[Last], Last]]:
-        return [self.l_linear] * 3 + [self.l_adapted, self.l_rescaled]
+        return [self.l_linear] * 3 + [self.l_adapted, self.l_rescaled, self.l_rows, self.l_rows]
+
+    def l_rows(self, x: Last) -> Last:
+        """All positions as rows, some work on the rows, and the shape that was, or another."""
+        rows = self.node("Reshape", [x.name, self.ints(-1, x.channels)])[0]
+        width = x.channels
+        if self.chance(0.3) and self.rank == 1:
+            rows = self.node("Flatten", [x.name], axis=2)[0]
+        for _ in range(self.integer(1, 2)):
+            rows, width = self.pick([self.norm_of, self.scaled, self.dense])(rows, width)
+        if width == x.channels and self.chance(0.4):
+            (shape,) = self.node("Shape", [x.name])
+        elif self.chance(0.5):
+            (sizes,) = self.node("Shape", [x.name])
+            parts = [
+                self.node("Slice", [sizes, self.ints(at), self.ints(at + 1)])[0]
+                for at in range(self.rank + 1)
+            ]
+            (shape,) = self.node("Concat", [*parts, self.ints(width)], axis=0)
+        else:
+            self.fixed(*range(2, self.rank + 2))
+            shape = self.ints(-1, *x.lengths, width)
+        return self.last(self.node("Reshape", [rows, shape])[0], width, x.lengths)
+
+    def as_rows(self, x: Value) -> tuple[str, int] | None:
+        """A tensor as rows of all its numbers, of channels first."""
+        if any(self.open(axis) for axis in range(2, self.rank + 2)):
+            return None
+        width = x.channels * int(np.prod(x.lengths))
+        if width > 200:
+            return None
+        if self.chance(0.5):
+            return self.node("Flatten", [x.name])[0], width
+        target = self.pick([(0, width), (-1, width), (0, -1)])
+        return self.node("Reshape", [x.name, self.ints(*target)])[0], width
 
     def matrix(self, fan_in: int, fan_out: int) -> str:
         """``(in, out)``, mostly a stored kernel that the graph transposes."""
@@ -65,6 +99,9 @@ class Layers(Islands):
     def head(self, x: Value) -> str:
         """Layers of rank 0 behind the mean over all positions."""
         axes = list(range(2, self.rank + 2))
+        flat = self.as_rows(x) if self.chance(0.4) else None
+        if flat is not None:
+            return self.dense(*flat)[0]
         if self.opset >= 18:
             (name,) = self.node("ReduceMean", [x.name, self.ints(*axes)], keepdims=0)
         else:

@@ -25,9 +25,6 @@ FIXTURES = Path(__file__).parent.parent / "fixtures" / "field"
 FILES = json.loads((FIXTURES / "manifest.json").read_text())["files"]
 
 MISSING = {
-    "levit_linear_bn": "a Reshape that keeps the last axis lets an affine over it pass",
-    "arcface": "Flatten lets a per-channel affine pass, as runs of columns",
-    "nextvit_tokens": "a Reshape that flattens the map lets a per-channel affine pass",
     "repmlp": "at a fixed size a depthwise Conv is a grouped product over the flattened map",
     "lab_3x3.dynamo-dyn": "s·x + b in front of padding is s·(x + b/s): the factor goes on",
 }

@@ -220,3 +220,77 @@ def test_of_a_padded_window_over_it_one_tap_counts(
     )  # fmt: skip
     fused, _ = fuse(built, 7)
     assert ops(fused) == (["Conv", "Unsqueeze"] if passed else ["Mul", "Unsqueeze", "Conv"])
+
+
+I64 = {name: np.array(values, np.int64) for name, values in {
+    "rows": [-1, 5], "rows4": [-1, 4], "split": [0, -1, 2, 2], "keep": [0, 4, -1], "flat": [0, -1],
+    "three": [-1, 3, 5], "square": [0, 4, 2, 3],
+}.items()}  # fmt: skip
+RESHAPED = {
+    "a BN of rows, and the shape that was": Case(
+        f"m = MatMul(x, w) f = Reshape(m, rows) {bn('b', 'f', 'm')} s = Shape(m) r = Reshape(b, s) "
+        "y = Relu(r)",
+        {**W45, **N5, "rows": I64["rows"]}, "MatMul Add Relu", graph=TOKENS),
+    "the same, its sizes one by one": Case(
+        f"""m = MatMul(x, w) f = Flatten<axis = 2>(m) {bn('b', 'f', 'm')}
+            i = Shape<start = 0, end = 1>(x) j = Shape<start = 1, end = 2>(x)
+            s = Concat<axis = 0>(i, j, five) r = Reshape(b, s) y = Relu(r)""",
+        {**W45, **N5, "five": np.array([5], np.int64)}, "Reshape Gemm Reshape Relu", graph=TOKENS),
+    "a layer of rows": Case(
+        "f = Reshape(x, rows4) a = Mul(f, k) g = Gemm(a, w) y = Relu(g)",
+        {**W45, "k": (4,), "rows4": I64["rows4"]}, "Reshape Gemm Relu", graph=TOKENS),
+    "positions joined": Case(
+        f"{bn('b', 'x', 'n')} r = Reshape(b, keep) t = {TURN}(r) m = MatMul(t, w) y = Relu(m)",
+        {**W45, **N4, "keep": I64["keep"]}, "Reshape Conv Transpose Relu",
+        graph="(float[N,4,2,3] x) => (float[] y)"),
+    "channels and positions joined": Case(
+        f"{bn('b', 'x', 'n')} f = Flatten(b) y = Gemm(f, w, c)",
+        {"w": (24, 5), "c": (5,), **N4}, "Flatten Gemm", graph="(float[N,4,2,3] x) => (float[] y)"),
+    "joined by Reshape": Case(
+        f"{bn('b', 'x', 'n')} f = Reshape(b, flat) y = Gemm(f, w, c)",
+        {"w": (24, 5), "c": (5,), "flat": I64["flat"], **N4}, "Reshape Gemm",
+        graph="(float[N,4,2,3] x) => (float[] y)"),
+    "channels last and positions joined": Case(
+        "b = Mul(x, k) f = Flatten(b) g = Gemm(f, w) y = Relu(g)",
+        {"w": (24, 5), "k": (4,)}, "Mul Flatten Gemm Relu", ("broadcast",),
+        graph="(float[N,2,3,4] x) => (float[] y)"),
+    "joined behind a dense map": Case(
+        "c = Conv(x, k) f = Flatten(c) g = Gemm(f, w) y = Relu(g)",
+        {"w": (24, 5), "k": (4, 4, 1, 1)}, "Conv Flatten Gemm Relu", ("channel-blocks",),
+        graph="(float[N,4,2,3] x) => (float[] y)"),
+    "heads taken apart": Case(
+        "m = MatMul(x, w) r = Reshape(m, split) y = Mul(r, k)",
+        {"w": (4, 4), "k": (1, 1, 2, 1), "split": I64["split"]}, "MatMul Reshape Mul",
+        graph=TOKENS),
+    "behind a window": Case(
+        "c = Conv<pads = [1,1,1,1]>(x, k) r = Reshape(c, keep) a = Mul(r, h) y = Relu(a)",
+        {"k": (4, 4, 3, 3), "h": (4, 1), "keep": I64["keep"]}, "Conv Reshape Mul Relu",
+        ("unsupported",), graph="(float[N,4,2,3] x) => (float[] y)"),
+    "another shape than before": Case(
+        f"m = MatMul(x, w) f = Reshape(m, rows) {bn('b', 'f', 'm')} r = Reshape(b, three) "
+        "y = Relu(r)",
+        {**W45, **N5, "rows": I64["rows"], "three": I64["three"]}, "Reshape Gemm Reshape Relu",
+        graph="(float[N,6,4] x) => (float[] y)"),
+    "back to the map": Case(
+        f"r = Reshape(x, keep) a = Mul(r, k) q = Reshape(a, square) {bn('b', 'q', 'n')} "
+        "y = Relu(b)",
+        {"k": (4, 1), "keep": I64["keep"], "square": I64["square"], **N4},
+        "BatchNormalization Relu", graph="(float[2,4,2,3] x) => (float[] y)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RESHAPED)
+def test_maps_of_one_tap_pass_a_reshape(name: str) -> None:
+    case = RESHAPED[name]
+    fused, codes = fuse(case.build(), 6, 2)
+    assert " ".join(n for n in ops(fused) if n not in ("Shape", "Concat")) == case.ops
+    assert codes == set(case.codes)
+
+
+def test_a_reshape_that_stays_keeps_what_it_takes_sizes_from() -> None:
+    """The sizes come from the product, so a plan that drops the product must drop the Reshape."""
+    case = RESHAPED["a BN of rows, and the shape that was"]
+    built = case.build()
+    built.graph.output.append(onnx.helper.make_tensor_value_info("b", 1, None))
+    fused, _ = fuse(built, 6)
+    assert "b" in {name for node in fused.graph.node for name in node.output}

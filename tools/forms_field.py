@@ -274,6 +274,9 @@ FORMS: dict[str, tuple[str, str]] = {
 }
 
 FORMS_OF_KINDS: dict[str, str] = {
+    # a Gemm takes its bias for nothing, and Reshapes move no data
+    "levit_linear_bn.dynamo": "Reshape, Gemm, Reshape, HardSwish",
+    "levit_linear_bn.dynamo-dyn": "Reshape, Gemm, Reshape, HardSwish",
     "repvgg_se.dynamo": "Conv 3x3, ReduceMean, Conv 1x1, Relu, Conv 1x1, Sigmoid, Mul, Relu",
     "arcface.dynamo": "Reshape, Gemm",
     "classifier.dynamo": "Conv 3x3, Relu, ReduceMean, Reshape, Gemm",

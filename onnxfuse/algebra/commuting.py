@@ -25,6 +25,7 @@ from onnxfuse.algebra.laws import (
     sequence,
 )
 from onnxfuse.algebra.layouts import Permute, Squeeze, Unsqueeze
+from onnxfuse.algebra.reshaping import Reshape
 from onnxfuse.refusal import Code, Refusal
 
 
@@ -49,7 +50,7 @@ class Pool:
         return replace(form, outer=self.outer)
 
 
-_ANYWHERE = (Alias, Concat, Linear, Permute, Scale, Select, Squeeze, Sum, Unsqueeze)
+_ANYWHERE = (Alias, Concat, Linear, Permute, Reshape, Scale, Select, Squeeze, Sum, Unsqueeze)
 """Laws that hold whatever the layout of the sources: they have no window."""
 
 

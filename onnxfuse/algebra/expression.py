@@ -134,6 +134,47 @@ def at_taps(kernel: Kernel, taps: Mapping[int, int]) -> Kernel:
     )
 
 
+def reranked(kernel: Kernel, rank: int) -> Kernel:
+    """A kernel of one tap on ``rank`` spatial axes instead of its own."""
+    g = replace(kernel.geometry, axes=(geo.IDENTITY,) * rank)
+    shape = g.kernel_shape
+    return Kernel(kernel.text, (kernel,), lambda parts: parts[0].reshape(shape), g, kernel.identity)
+
+
+def repeated_map(kernel: Kernel, around: int, within: int) -> Kernel:
+    """A per-channel map where each channel has become a run of ``within``, all ``around`` times."""
+    g, times = kernel.geometry, around * within
+    wide = replace(
+        g,
+        in_channels=g.in_channels * times,
+        out_channels=g.out_channels * times,
+        groups=g.groups * times,
+    )
+    return Kernel(
+        kernel.text,
+        (kernel,),
+        lambda parts: _repeat(parts[0], around, within).reshape(wide.kernel_shape),
+        wide,
+        kernel.identity,
+    )
+
+
+def repeated(constant: Vector | None, around: int, within: int) -> Vector | None:
+    """A constant of channels that are repeated so."""
+    if constant is None or around * within == 1:
+        return constant
+    return Vector(
+        constant.text,
+        (constant,),
+        lambda parts: _repeat(parts[0], around, within),
+        constant.heavy,
+    )
+
+
+def _repeat(array: Array, around: int, within: int) -> Array:
+    return np.tile(np.repeat(array.reshape(-1), within), around)
+
+
 def restrict(kernel: Kernel, outs: slice, ins: slice, groups: int) -> Kernel:
     """The rows ``outs`` and the input columns ``ins`` of a kernel, left with ``groups``."""
     g = kernel.geometry

@@ -45,6 +45,22 @@ class Plane:
 
 
 @dataclass(frozen=True, slots=True)
+class Reshaped:
+    """The tensor of ``of`` in another shape, ``target`` (-1: what is left over).
+
+    ``tensor`` is what the graph reshapes, of shape ``before``; ``like`` is what comes of it.
+    ``flat`` says that it is flattened behind its first axis.
+    """
+
+    of: Source
+    target: tuple[int, ...]
+    tensor: str
+    before: Lengths
+    like: str
+    flat: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """A tensor ``(N, channels, *lengths)`` that stands as it is in the graph.
 
@@ -63,6 +79,27 @@ class Source:
     load: Callable[[], Array] | None = field(default=None, compare=False, repr=False)
     stands: bool = True
     layout: tuple[int, ...] = ()
+    reshaped: Reshaped | None = None
+
+    @classmethod
+    def shaped(cls, name: str, shape: Lengths, axis: int) -> Source | None:
+        """A tensor of a shape with its channels on ``axis``, if it is known how many they are."""
+        channels = shape[axis]
+        if channels is None:
+            return None
+        order = [0, axis, *(at for at in range(1, len(shape)) if at != axis)]
+        layout = () if axis == 1 else tuple(order.index(at) for at in range(len(shape)))
+        return cls(name, channels, tuple(shape[at] for at in order[2:]), layout=layout)
+
+    @property
+    def root(self) -> Source:
+        """The tensor that stands in the graph."""
+        return self if self.reshaped is None else self.reshaped.of
+
+    @property
+    def like(self) -> str:
+        """A tensor of the graph that has these lengths."""
+        return self.name if self.reshaped is None else self.reshaped.like
 
     @property
     def order(self) -> tuple[int, ...]:
@@ -231,7 +268,7 @@ class Form:
     @property
     def sources(self) -> dict[str, Source]:
         """The tensors that are read, those whose size a plane has included."""
-        read = [t.source.plane.of if t.source.plane else t.source for t in self.terms]
+        read = [t.source.plane.of if t.source.plane else t.source.root for t in self.terms]
         return {source.name: source for source in read if not source.known}
 
     @property

@@ -90,7 +90,6 @@ class Convolve:
             inner = ended(inner)
         return sequence(self.kernel, self.bias, inner)
 
-
     def _over_units(self, form: Form, units: Sequence[int], facts: Facts) -> Form | Refusal:
         """The map where tensor axes ``units`` have length 1: one of its taps there sees data."""
         axes = self.kernel.geometry.axes

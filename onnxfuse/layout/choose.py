@@ -15,6 +15,7 @@ from math import prod
 from onnxfuse.layout import rules
 from onnxfuse.layout.rules import Perm
 from onnxfuse.lift import View
+from onnxfuse.lift.matrix import is_bias
 from onnxfuse.model.graph import Node
 
 SWEEPS = 8
@@ -157,12 +158,17 @@ def _permutes(node: Node, rank: int) -> bool:
 
 
 def _group(choice: Choice) -> None:
-    """Number the groups: free operators that read each other without a Transpose between."""
+    """Number the groups: free operators that read each other without a Transpose between.
+
+    The bias of a MatMul stays with it.
+    """
     view = choice.view
     free = {
         node.index: node
         for node in view.graph.order
-        if rules.operands(node, view) is not None and choice.admitted(node.label)
+        if rules.operands(node, view) is not None
+        and choice.admitted(node.label)
+        and not is_bias(node, view)
     }
     parent = {index: index for index in free}
 

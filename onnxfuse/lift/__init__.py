@@ -20,6 +20,7 @@ from onnxfuse.lift.arithmetic import (
 from onnxfuse.lift.border import lift_scatter_nd
 from onnxfuse.lift.common import Lifted, View, operand_types_ok
 from onnxfuse.lift.matrix import lift_gemm, lift_matmul
+from onnxfuse.lift.reshape import lift_flatten, lift_reshape
 from onnxfuse.lift.shape import (
     lift_cast,
     lift_concat,
@@ -66,6 +67,8 @@ LIFT: Mapping[str, Callable[[Node, View], Lifted | Refusal | None]] = {
     "Cast": lift_cast,
     "Unsqueeze": lift_unsqueeze,
     "Squeeze": lift_squeeze,
+    "Reshape": lift_reshape,
+    "Flatten": lift_flatten,
 }
 
 

@@ -42,6 +42,17 @@ def lift_matmul(node: Node, view: View) -> Lifted | Refusal | None:
     return Lifted.one(node, Linear("MatMul", len(read) - 1, (fan_out, fan_in), load), data)
 
 
+def is_bias(node: Node, view: View) -> bool:
+    """Whether a node adds a constant to a MatMul that nothing else reads: it is its bias."""
+    known = [name for name in node.inputs if view.constants.known(name)]
+    if node.op_type != "Add" or len(known) != 1:
+        return False
+    (operand,) = (name for name in node.inputs if name not in known)
+    graph, product = view.graph, view.graph.producer.get(operand)
+    alone = len(graph.consumers.get(operand, [])) == 1 and not graph.read_outside(operand)
+    return alone and product is not None and product.standard and product.op_type == "MatMul"
+
+
 def lift_gemm(node: Node, view: View) -> Lifted | Refusal | None:
     data, matrix, addend = node.inputs[0], node.inputs[1], node.input(2)
     if view.constants.known(data):

@@ -40,6 +40,11 @@ def passes(*element_counts: int, itemsize: int) -> Cost:
     return Cost(time=BYTE_COST * itemsize * sum(element_counts))
 
 
+def bias(one_pass: Cost) -> Cost:
+    """The Add of a bias behind a MatMul, of which some runtimes make one kernel."""
+    return Cost(time=one_pass.time * 3 // 4)
+
+
 def convolution(
     geometry: Geometry, lengths: Sequence[int], batch: int, itemsize: int, *, pool: bool = False
 ) -> Cost:

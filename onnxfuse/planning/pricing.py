@@ -17,6 +17,7 @@ from onnxfuse.planning.written import (
     is_convolution,
     layout_operators,
     needs_constant,
+    operator,
 )
 
 
@@ -26,7 +27,7 @@ class Pricing:
     def __init__(self, problem: Problem, affine: Affine, form: Form) -> None:
         self.problem = problem
         self.affine = affine
-        self._bytes = problem.itemsize(form.data[0].source.name)
+        self._bytes = problem.itemsize(form.data[0].source.root.name)
 
     def term(self, term: Term) -> Cost:
         """One term as an operator (a bare source costs nothing by itself)."""
@@ -55,7 +56,11 @@ class Pricing:
             return tuple(size or 1 for size in source.lengths), 1, self._bytes
         if source.plane is None:
             lengths = self.problem.lengths(source)
-            return lengths, self.problem.batch(source.name), self.problem.itemsize(source.name)
+            batch, itemsize = (
+                self.problem.batch(source.like),
+                self.problem.itemsize(source.root.name),
+            )
+            return lengths, batch, itemsize
         lengths, _, itemsize = self.stands(source.plane.of)
         return tuple(max(n or 0, 1) for n in source.plane.lengths(lengths)), 1, itemsize
 
@@ -90,10 +95,10 @@ class Pricing:
             for run, extra in by_run.items():
                 for _ in range(extra):
                     total += self.addition(form, run[1] - run[0])
-        if needs_constant(form, self.problem.facts) and not carries_constant(
-            found, self.problem.facts
-        ):
-            total += one_pass
+        facts = self.problem.facts
+        if needs_constant(form, facts) and not carries_constant(found, facts):
+            biased = [operator(t, self.affine) for t in found.terms] == ["MatMul"]
+            total += cost.bias(one_pass) if biased else one_pass
         if found.known is not None:
             total += found.known.cost
         if form.outer is not None:

@@ -14,12 +14,14 @@ from math import prod
 from onnxfuse.algebra.commuting import Pool
 from onnxfuse.algebra.form import Facts, Form, Source
 from onnxfuse.algebra.geometry import Axis, Geometry
-from onnxfuse.algebra.laws import Alias, Convolve, Law, Linear
+from onnxfuse.algebra.laws import Alias, Concat, Convolve, Law, Linear, Scale, Select
+from onnxfuse.algebra.layouts import Permute, Squeeze, Unsqueeze
 from onnxfuse.algebra.maps import AddMap
+from onnxfuse.algebra.reshaping import Reshape
 from onnxfuse.lift import Lifted, View, lift
 from onnxfuse.lift.activations import activation_nodes
+from onnxfuse.lift.matrix import is_bias
 from onnxfuse.model.graph import Node
-from onnxfuse.model.shapes import Shape
 from onnxfuse.model.tensors import FLOATS, dtype_of
 from onnxfuse.planning import cost
 from onnxfuse.planning.channels import channel_axes
@@ -27,13 +29,15 @@ from onnxfuse.planning.cost import Cost
 from onnxfuse.planning.written import KERNELED
 from onnxfuse.refusal import Code, Refusal
 
-FREE = {"Identity", "Dropout", "Cast", "Squeeze", "Unsqueeze"}
+FREE = {"Identity", "Dropout", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Flatten"}
 """Operators that runtimes remove or that move no data; alone they are no reason to change a file.
 
 A Cast is lifted only where it changes nothing.
 """
 
 
+MOVES = (Alias, Concat, Permute, Reshape, Select, Squeeze, Unsqueeze)
+"""Laws that only pass on what they read, in another place or order."""
 _COPIES = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast")
 
 
@@ -72,6 +76,7 @@ class Problem:
             self._keep_post_bn()
         auxiliary = self._auxiliary()
         self.axes = channel_axes(self.steps.values())
+        self.steps = {t: s for t, s in self.steps.items() if not self._takes_apart(s)}
         self.steps = {t: s for t, s in self.steps.items() if s.node.index not in auxiliary}
         self.required = pinned | {
             tensor for tensor in self.steps if self._read_outside(tensor, auxiliary)
@@ -108,7 +113,7 @@ class Problem:
             readers = self.view.graph.consumers.get(tensor, [])
             passed_on = [out for r in readers for out in r.outputs if self._reads_data(r, tensor)]
             if all(out in post for out in passed_on):
-                if isinstance(step.law, Alias):
+                if isinstance(step.law, MOVES):
                     post.add(tensor)
                 elif step.node.op_type == "BatchNormalization":
                     del self.steps[tensor]
@@ -120,6 +125,12 @@ class Problem:
     def labelled(self) -> dict[str, Node]:
         """The nodes by the name that reports give them; the first of several."""
         return {node.label: node for node in reversed(self.view.graph.order)}
+
+    def _takes_apart(self, step: Step) -> bool:
+        """Whether a step reshapes its channels away: nothing passes it, so it is a barrier."""
+        if not isinstance(step.law, Reshape):
+            return False
+        return step.law.places[self.axes.get(step.lifted.operands[0], 1)] is None
 
     def _reads_data(self, reader: Node, tensor: str) -> bool:
         """Whether a lifted node has ``tensor`` among its operands."""
@@ -202,7 +213,7 @@ class Problem:
             shape, axis = self.view.shape(tensor), self.axes.get(tensor, 1)
             self._sources[tensor] = None
             if shape is not None and 2 <= len(shape) <= 5 and 0 not in shape and axis > 0:
-                self._sources[tensor] = source_of(tensor, shape, axis)
+                self._sources[tensor] = Source.shaped(tensor, shape, axis)
         return self._sources[tensor]
 
     def bare(self, tensor: str) -> Form | None:
@@ -214,7 +225,7 @@ class Problem:
 
     def lengths(self, source: Source) -> tuple[int, ...]:
         """Spatial lengths to count at: certain ones, else nominal ones."""
-        shape = self.view.shapes.nominal.get(source.name, ())
+        shape = self.view.shapes.nominal.get(source.like, ())
         known = len(shape) == len(source.order)
         padded = source.lying(shape) if known else [None] * len(source.lengths)
         return tuple(
@@ -258,17 +269,10 @@ class Problem:
             reads.append(prod(step.law.shape))
         if node.op_type in ("Slice", "Split"):  # only what is selected is read
             reads = [self.elements(step.tensor)]
-        return cost.passes(*reads, self.elements(step.tensor), itemsize=self.itemsize(step.tensor))
-
-
-def source_of(tensor: str, shape: Shape, axis: int) -> Source | None:
-    """A tensor of a shape with its channels on ``axis``, if it is known how many they are."""
-    channels = shape[axis]
-    if channels is None:
-        return None
-    order = [0, axis, *(at for at in range(1, len(shape)) if at != axis)]
-    layout = () if axis == 1 else tuple(order.index(at) for at in range(len(shape)))
-    return Source(tensor, channels, tuple(shape[at] for at in order[2:]), layout=layout)
+        itemsize = self.itemsize(step.tensor)
+        whole = cost.passes(*reads, self.elements(step.tensor), itemsize=itemsize)
+        biases = isinstance(step.law, Scale) and is_bias(node, self.view)
+        return cost.bias(whole) if biases else whole
 
 
 def _window(law: Law) -> tuple[tuple[Axis, ...], Geometry | None] | None:

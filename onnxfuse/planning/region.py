@@ -14,6 +14,7 @@ from onnxfuse.algebra.commuting import applied
 from onnxfuse.algebra.form import Facts, Form, Source, Term, interior
 from onnxfuse.algebra.geometry import Geometry
 from onnxfuse.algebra.laws import Convolve
+from onnxfuse.algebra.reshaping import Reshape
 from onnxfuse.planning.cost import Cost
 from onnxfuse.planning.cover import cover
 from onnxfuse.planning.problem import Problem, Step
@@ -73,8 +74,13 @@ def keep(
     obstacles: Sequence[Refusal] = (),
     visited: Sequence[str] = (),
 ) -> Region:
-    """The region of a node that stays as it is; ``visited`` was looked at in vain."""
-    sources = tuple(dict.fromkeys(step.lifted.operands))
+    """The region of a node that stays as it is; ``visited`` was looked at in vain.
+
+    A Reshape that stays also needs the tensors whose sizes it takes.
+    """
+    sizes = step.law.restores if isinstance(step.law, Reshape) else frozenset()
+    needed = [name for name in sorted(sizes) if name in problem.steps]
+    sources = tuple(dict.fromkeys([*step.lifted.operands, *needed]))
     cost = problem.original_cost(step)
     return Region(step, (step,), sources, None, cost, 0, 1, tuple(obstacles), tuple(visited))
 

@@ -115,6 +115,8 @@ def operators(cover: Cover, facts: Facts) -> list[str]:
             found += ["Slice"] * (term.ins != (0, term.source.channels))
         if not term.bare:
             found.append(operator(term, cover.affine))
+    made = {t.source.name: t.source.reshaped for t in cover.terms}
+    found += ["Flatten" if shape.flat else "Reshape" for shape in made.values() if shape]
     runs = len({term.outs for term in cover.tiles})
     found += ["Add"] * (len(cover.tiles) - runs) + ["Concat"] * (runs > 1)
     found += ["Add"] * (len(cover.whole) + bool(cover.tiles) - 1)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from onnxfuse.algebra.form import Form, Source
 from onnxfuse.algebra.geometry import compose_axis
+from onnxfuse.algebra.reshaping import Reshape
 from onnxfuse.lift import View
 from onnxfuse.realise import Replacement
 
@@ -22,6 +23,9 @@ def proof_sizes(replacement: Replacement, view: View) -> Iterator[Sizes]:
     form = region.cover.form
     inner = {step.tensor for step in region.interior}
     sources = _free_sources(replacement, view)
+    if any(isinstance(step.law, Reshape) for step in region.interior):
+        yield from _whole_sizes(sources, view)
+        return
     fixed = any(step.lifted.fixed for step in region.interior)
     follows = len(inner.intersection(region.sources)) > 0 or sources.keys() != form.sources.keys()
     least = [_least(form, axis) for axis in range(form.rank)]
@@ -57,6 +61,17 @@ def proof_sizes(replacement: Replacement, view: View) -> Iterator[Sizes]:
                 )
                 for name, s in sources.items()
             }
+
+
+def _whole_sizes(sources: dict[str, Source], view: View) -> Iterator[Sizes]:
+    """The shapes the model has, open sizes being one and three: for maps that see no border."""
+    shapes = {name: view.shape(name) or () for name in sources}
+    for size in (3, 1):
+        yield {
+            name: tuple(size if n is None else n for n in shape) for name, shape in shapes.items()
+        }
+        if all(None not in shape for shape in shapes.values()):
+            return
 
 
 def _free_sources(replacement: Replacement, view: View) -> dict[str, Source]:

@@ -191,10 +191,11 @@ class Verification:
 class Difference:
     """One output of two models that are compared.
 
-    ``rms`` is the relative RMS difference, ``largest`` the greatest absolute one, ``allowed``
-    what ``rms`` may be; for integers, booleans and text ``rms`` and ``allowed`` are fractions of
-    elements. ``text`` says what else there is to know (a shape, a type, a missing output, how
-    many elements are beyond a given tolerance, ``allowed`` being 0 then).
+    ``rms`` is the difference relative to A in the slice of the output that is nearest to its
+    bound, ``allowed`` what it may be there, ``largest`` the greatest absolute difference anywhere.
+    For integers, booleans and text ``rms`` and ``allowed`` are fractions of elements. ``text`` says
+    where, and what else there is to know (a shape, a type, a missing output, how many elements are
+    beyond a given tolerance, ``allowed`` being 0 then).
     """
 
     name: str

@@ -274,7 +274,12 @@ def _planned(
 def _counts(model: ModelProto, fused: ModelProto, report: Report) -> Iterator[Finding]:
     if report.after.macs > report.before.macs:
         yield Finding("macs grow", f"from {report.before.macs} to {report.after.macs}")
-    planes = sum(region.constant == "plane" for region in report.regions)
+    planes = sum(
+        operator.kind == "Expand"
+        for region in report.regions
+        if region.constant == "plane"
+        for operator in region.drawn_after
+    )
     if report.after.nodes > report.before.nodes + SIZING * planes:
         yield Finding("nodes grow", f"from {report.before.nodes} to {report.after.nodes}")
     counted = [len(m.graph.node) + sum(1 for _ in inner_nodes(m)) for m in (model, fused)]

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from forms_field import FORMS, SPLIT, best
+from forms_field import FORMS, MISSING, SPLIT, best
 from onnx_text import attributes, session
 
 import onnxfuse
@@ -23,12 +23,6 @@ from onnxfuse import Report
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "field"
 FILES = json.loads((FIXTURES / "manifest.json").read_text())["files"]
-
-MISSING = {
-    "repmlp": "at a fixed size a depthwise Conv is a grouped product over the flattened map",
-    "lab_3x3.dynamo-dyn": "s·x + b in front of padding is s·(x + b/s): the factor goes on",
-}
-"""What the package cannot do yet, by system or by file."""
 
 
 @cache

@@ -29,6 +29,10 @@ def run(arguments: Sequence[str]) -> int:
             streams.tell("error", f"stdout cannot be written: {lost}")
             return int(Exit.USAGE)
         raise
+    if chosen.command == "systems":
+        from onnxfuse.cli import systems
+
+        return int(systems.run(chosen))
     try:
         outcome = _outcome(chosen)
     except Exception as error:

@@ -97,7 +97,7 @@ def compared(found: Compared, console: Console, *, quiet: bool) -> None:
     if wanted:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
         table.add_column("Output", overflow="fold")
-        for title in ("Relative RMS", "Allowed", "Largest"):
+        for title in ("Difference", "Allowed", "Largest"):
             table.add_column(title, justify="right", no_wrap=True)
         table.add_column("", overflow="fold")
         for out in wanted:

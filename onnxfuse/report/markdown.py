@@ -139,7 +139,7 @@ def _compared(found: Compared) -> Iterator[str]:
     assert held is not None
     yield from (f"**{held.status}** at {plain(' and '.join(held.runs)) or 'no size'}", "")
     yield from _table(
-        ("Output", "Difference (relative RMS)", "Allowed", "Largest", ""),
+        ("Output", "Relative difference", "Allowed", "Largest", ""),
         (
             (
                 code(out.name),

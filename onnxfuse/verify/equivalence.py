@@ -2,96 +2,54 @@
 
 How much two outputs may differ is measured on A unless a tolerance is given. A is run again with
 noise of ``UNITS`` roundoffs on its inputs and on every tensor that depends on them and was
-rounded; B may differ by ``FACTOR`` times that response, plus what A changes from run to run. Only
-A's own types count: a float16 model B rounds coarser than a float32 model A explains, so such a
-pair needs a tolerance. What is constant in A is not disturbed.
+rounded; every slice of B may differ by ``FACTOR`` times that response, plus what A changes from
+run to run. Only A's own types count: a float16 model B rounds coarser than a float32 model A
+explains, so such a pair needs a tolerance. What is constant in A is not disturbed.
+
+What would be equal whatever B computes proves nothing: an output without elements, of one value
+whatever the input, or changed by noise by as much as anything.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
-import numpy as np
 import onnx
 
 from onnxfuse.errors import InputError
 from onnxfuse.model import io
 from onnxfuse.model.graph import Graph
-from onnxfuse.model.shapes import Shape, infer
+from onnxfuse.model.shapes import Shape
 from onnxfuse.records import Difference, Equivalence
-from onnxfuse.verify.judge import Answers, Bounds, Finding, judge
-from onnxfuse.verify.rounding import levels
-from onnxfuse.verify.session import (
-    UNITS,
-    CannotRunError,
-    disturbed,
-    feeds,
-    kinds,
-    line,
-    opened,
-    written,
+from onnxfuse.verify import trials as running
+from onnxfuse.verify.draws import Ranges, rungs
+from onnxfuse.verify.judge import ACCEPT, MEND, Bounds, Finding, constant, judge
+from onnxfuse.verify.pairing import (
+    KINDS,
+    Pair,
+    Tolerance,
+    check_shapes,
+    check_tolerance,
+    inputs,
+    paired,
 )
+from onnxfuse.verify.rounding import depending
+from onnxfuse.verify.session import SEED, CannotRunError, feeds
+from onnxfuse.verify.trials import Answer, Trial, trials
 
-DRAWS = 3
-"""Noise is drawn again, so many times in all, before outputs are called different."""
-MEND = "pass a tolerance (--rtol) instead"
-KINDS = set(onnx.TensorProto.DataType.values()) - {onnx.TensorProto.UNDEFINED}
-INLINE = 2**31 - 1
-"""Bytes from which on a model is loaded from its path; protobuf holds no more."""
+__all__ = ["Tolerance", "compare"]
 
+DRAWS, MOST_DRAWS = 3, 24
+"""Noise is drawn so often before outputs are called different; the more often if they are near."""
+HELD = 2**29
+"""Bytes of A's outputs under noise; where more would be held, noise is not drawn again."""
+OTHERS = 3
+"""Further inputs that are tried where an output of A has one value only."""
 
-@dataclass(frozen=True, slots=True)
-class Tolerance:
-    """What is allowed by output name, "" being all outputs; empty where it is to be derived."""
-
-    rtol: Mapping[str, float]
-    atol: Mapping[str, float]
-
-    def of(self, name: str) -> Bounds | None:
-        """The bounds of an output, the one of the two that was not given being 0."""
-        given = [table.get(name, table.get("")) for table in (self.rtol, self.atol)]
-        if given == [None, None]:
-            return None
-        return Bounds(*(bound or 0.0 for bound in given))
-
-
-@dataclass(frozen=True, slots=True)
-class _Pair:
-    """An output by the name A gives it, and its position in each model, -1 if missing."""
-
-    name: str
-    a: int
-    b: int
-
-    @property
-    def common(self) -> bool:
-        return self.a >= 0 and self.b >= 0
-
-
-Answer = list[Any] | str
-"""The outputs of a run, or why there are none."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Trial:
-    """What both models gave at one input; ``noisy`` grows by one run of A after the other."""
-
-    feed: dict[str, Any]
-    a: Answer
-    again: Answer
-    b: Answer
-    noisy: list[list[Any]]
-
-    @property
-    def complete(self) -> bool:
-        return not any(isinstance(found, str) for found in (self.a, self.again, self.b))
-
-    @property
-    def text(self) -> str:
-        return written(self.feed) or "no inputs"
+Findings = dict[str, list[Finding | None]]
+"""What was found of an output at each input that both models ran."""
 
 
 def compare(
@@ -112,233 +70,169 @@ def compare(
     for loaded in (a, b):
         if loaded.base is not None:
             io.data_files(loaded.model, loaded.base)
-    inputs = _inputs(a.model, b.model)
-    _check_shapes(inputs, shapes or {})
-    pairs, notes = _paired(a.model, b.model)
-    _check_tolerance(tolerance, pairs)
-    odd = [v.name for v in inputs if v.type.tensor_type.elem_type not in KINDS]
+    given, notes = inputs(a.model, b.model)
+    check_shapes(given, shapes or {})
+    pairs, more = paired(a.model, b.model)
+    check_tolerance(tolerance, pairs)
+    notes += more
+    odd = [v.name for v in given if v.type.tensor_type.elem_type not in KINDS]
     if odd:
         text = f"input {odd[0]!r} is not a tensor of a known type, so nothing was run"
         return Equivalence("not-run", notes=(*notes, text))
+    bounds = {pair.name: tolerance.of(pair.name) for pair in pairs}
+    run = _Comparison(a, b, given, shapes or {}, pairs, bounds, progress, notes)
     try:
-        trials = _trials(a, b, list(feeds(inputs, shapes or {})), progress)
-        found = _judged(a, [t for t in trials if t.complete], pairs, tolerance, progress)
+        return run.concluded()
     except CannotRunError as error:
         return Equivalence("not-run", notes=(*notes, str(error)))
-    return _concluded(trials, pairs, found, notes)
 
 
-def _inputs(a: onnx.ModelProto, b: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
-    """The inputs of both models, a size being fixed where one of them fixes it."""
-    ours, theirs = _given(a), _given(b)
-    for here, there, names in (("A", "B", ours.keys() - theirs), ("B", "A", theirs.keys() - ours)):
-        if names:
-            known = ", ".join(map(repr, theirs if there == "B" else ours)) or "none"
-            raise InputError(
-                f"input {min(names)!r} of {here} is missing in {there}, whose inputs are {known}; "
-                "give both models the same inputs"
-            )
-    return [_joined(value, theirs[name]) for name, value in ours.items()]
+@dataclass(frozen=True, slots=True)
+class _Comparison:
+    """Two models, and what to do with them; ``notes`` grows."""
 
+    a: io.Loaded
+    b: io.Loaded
+    inputs: Sequence[onnx.ValueInfoProto]
+    shapes: Mapping[str, Shape]
+    pairs: Sequence[Pair]
+    bounds: Mapping[str, Bounds | None]
+    progress: Callable[[str], None]
+    notes: list[str]
 
-def _given(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
-    """The inputs that a caller must give."""
-    stored = {tensor.name for tensor in model.graph.initializer}
-    stored |= {sparse.values.name for sparse in model.graph.sparse_initializer}
-    return {value.name: value for value in model.graph.input if value.name not in stored}
+    def concluded(self) -> Equivalence:
+        """The verdict: an output that differs decides; what proves nothing does not count."""
+        done, ranges = self._first()
+        found = self._judged([trial for trial in done if trial.complete])
+        dead = self._dead(done)
+        for index in range(OTHERS if any(trial.complete for trial in done) else 0):
+            if not dead:
+                break
+            extra = [t for t in self._at(ranges, SEED + 1 + index)[:1] if t.complete]
+            for name, findings in self._judged(extra).items():
+                found[name] += findings
+            done += extra
+            dead = self._dead(done)
+        return _verdict(done, self.pairs, _without(found, dead, self.bounds), self.notes)
 
+    def _first(self) -> tuple[list[Trial], Ranges]:
+        """Runs at the widest integers that both models take, and at small ones."""
+        wide, *others = rungs([self.a.model, self.b.model], self.inputs)
+        if not others:
+            self._say(wide)
+            return self._at(wide), wide
+        *guesses, few = others
+        guessed = bool(guesses)
+        done, last = self._at(wide), self._at(few)
+        while guessed and not any(t.complete for t in done) and any(t.complete for t in last):
+            self.notes.extend(f"with {_written(wide)} {text}" for text in _errors(done[:1]))
+            if not guesses:
+                self._say(few)
+                return last, few
+            wide = guesses.pop(0)
+            done = self._at(wide)
+        self._say(wide, few)
+        return done + last, wide
 
-def _joined(a: onnx.ValueInfoProto, b: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
-    what = f"input {a.name!r}"
-    kinds = [_kind(value.type) for value in (a, b)]
-    if kinds[0] != kinds[1]:
-        raise InputError(f"{what} is {kinds[0]} in A and {kinds[1]} in B; make them the same type")
-    joined = onnx.ValueInfoProto()
-    joined.CopyFrom(a)
-    if not a.type.HasField("tensor_type") or not b.type.tensor_type.HasField("shape"):
-        return joined
-    if not a.type.tensor_type.HasField("shape"):
-        joined.CopyFrom(b)
-        return joined
-    dims, others = joined.type.tensor_type.shape.dim, b.type.tensor_type.shape.dim
-    if len(dims) != len(others):
-        raise InputError(
-            f"{what} has {len(dims)} dimensions in A and {len(others)} in B; "
-            "export both for the same input"
+    def _at(self, ranges: Ranges, seed: int = SEED) -> list[Trial]:
+        return trials(
+            self.a, self.b, list(feeds(self.inputs, self.shapes, ranges, seed)), self.progress
         )
-    for axis, (dim, other) in enumerate(zip(dims, others, strict=True)):
-        if dim.dim_value > 0 and other.dim_value > 0 and dim.dim_value != other.dim_value:
-            raise InputError(
-                f"dimension {axis} of {what} is {dim.dim_value} in A and {other.dim_value} in B; "
-                "export both at the same size, or leave it open in one"
-            )
-        if other.dim_value > 0:
-            dim.dim_value = other.dim_value
-    return joined
+
+    def _say(self, *tried: Ranges) -> None:
+        text = ", then ".join(map(_written, filter(None, tried)))
+        if text:
+            self.notes.append(f"integers were drawn from {text}")
+
+    def _judged(self, done: Sequence[Trial]) -> Findings:
+        """Every output that both models have; A is run under noise where that is to decide."""
+        both = [pair for pair in self.pairs if pair.common]
+        derived = done and any(self.bounds[pair.name] is None for pair in both)
+        noise = running.noise(self.a) if derived else None
+        found: Findings = {pair.name: [] for pair in both}
+        for trial in done:
+            for name, finding in self._settled(trial, both, noise).items():
+                found[name].append(finding)
+        return found
+
+    def _settled(
+        self, trial: Trial, both: Sequence[Pair], noise: Callable[[dict[str, Any]], Answer] | None
+    ) -> dict[str, Finding | None]:
+        """The findings at one input, noise being drawn until it explains them or cannot."""
+        while True:
+            if noise is not None:
+                self.progress(f"A under noise at {trial.text}")
+                answer = noise(trial.feed)
+                if isinstance(answer, str):
+                    text = f"A fails under noise at {trial.text} ({answer}); {MEND}"
+                    raise CannotRunError(text)
+                trial.noisy.append(answer)
+            found = {p.name: judge(p.name, trial.answers(p), self.bounds[p.name]) for p in both}
+            wrong = [one for one in found.values() if one and not one.difference.equal]
+            if noise is None or not wrong or not _worthwhile(trial, wrong):
+                return found
+
+    def _dead(self, done: Sequence[Trial]) -> dict[str, str]:
+        """The outputs that follow from the input, and have one value all the same."""
+        complete = [trial for trial in done if trial.complete]
+        found = {
+            pair.name: constant([trial.answers(pair) for trial in complete])
+            for pair in self.pairs
+            if pair.common
+        }
+        if not any(found.values()):
+            return {}
+        varying = _varying(self.a.model)
+        return {
+            name: value
+            for name, value in found.items()
+            if value and (varying is None or name in varying)
+        }
 
 
-def _kind(value: onnx.TypeProto) -> str:
-    """A type in words, without its shape."""
-    if value.HasField("tensor_type"):
-        kind = value.tensor_type.elem_type
-        name = onnx.TensorProto.DataType.Name(kind) if kind in KINDS else f"type {kind}"
-        return f"a tensor of {str(name).lower()}"
-    return f"a {str(value.WhichOneof('value') or 'thing of no type').removesuffix('_type')}"
+def _worthwhile(trial: Trial, wrong: Sequence[Finding]) -> bool:
+    """Whether noise is to be drawn once more: always some times, then where it may yet explain."""
+    drawn = len(trial.noisy)
+    if drawn < DRAWS:
+        return True
+    size = sum(getattr(array, "nbytes", 0) for array in trial.noisy[0])
+    near = all(one.near for one in wrong)
+    return near and drawn < MOST_DRAWS and size * (drawn + 1) < HELD
 
 
-def _check_shapes(inputs: Sequence[onnx.ValueInfoProto], shapes: Mapping[str, Shape]) -> None:
-    values = {value.name: value for value in inputs}
-    for name, shape in shapes.items():
-        if name not in values:
-            raise InputError(
-                f"the models have no input {name!r}; their inputs are "
-                f"{', '.join(map(repr, values))}"
-            )
-        kind = values[name].type.tensor_type
-        dims = kind.shape.dim
-        if kind.HasField("shape") and len(dims) != len(shape):
-            raise InputError(f"input {name!r} has {len(dims)} dimensions, not {len(shape)}")
-        for axis, (dim, size) in enumerate(zip(dims, shape, strict=False)):
-            if dim.dim_value > 0 and dim.dim_value != size:
-                raise InputError(
-                    f"dimension {axis} of input {name!r} is {dim.dim_value} in the models, "
-                    f"not {size}"
-                )
+def _varying(model: onnx.ModelProto) -> set[str] | None:
+    """The tensors that follow from the inputs' values; ``None`` if nobody can tell."""
+    try:
+        graph = Graph(model)
+    except InputError:
+        return None
+    return {*graph.inputs, *(out for node in depending(graph) for out in node.outputs)}
 
 
-def _paired(a: onnx.ModelProto, b: onnx.ModelProto) -> tuple[list[_Pair], list[str]]:
-    """Outputs of one name, and by position those that are left over, if they are as many."""
-    ours, theirs = ([value.name for value in model.graph.output] for model in (a, b))
-    left = [name for name in ours if name not in theirs]
-    over = [name for name in theirs if name not in ours]
-    position = {name: index for index, name in enumerate(theirs)}
-    notes = []
-    if left and len(ours) == len(theirs):
-        for name, other in zip(left, over, strict=True):
-            position[name] = position[other]
-            notes.append(f"output {name!r} of A is compared with {other!r} of B, by position")
-        over = []
-    pairs = [_Pair(name, index, position.get(name, -1)) for index, name in enumerate(ours)]
-    return pairs + [_Pair(name, -1, position[name]) for name in over], notes
+def _written(ranges: Ranges) -> str:
+    return " and ".join(
+        f"{among.start} to {among.stop - 1} for {name!r}" for name, among in ranges.items()
+    )
 
 
-def _check_tolerance(tolerance: Tolerance, pairs: Sequence[_Pair]) -> None:
-    names = [pair.name for pair in pairs]
-    for name in (*tolerance.rtol, *tolerance.atol):
-        if name and name not in names:
-            raise InputError(
-                f"the models have no output {name!r}; their outputs are "
-                f"{', '.join(map(repr, names))}"
-            )
-
-
-def _trials(
-    a: io.Loaded, b: io.Loaded, given: list[dict[str, Any]], progress: Callable[[str], None]
-) -> list[_Trial]:
-    """Both models at every input, one session after the other; A runs twice."""
-    ours = list(_answers("A", a, [*given, *given], progress))
-    found = []
-    for index, (feed, answer) in enumerate(
-        zip(given, _answers("B", b, given, progress), strict=True)
-    ):
-        first, second = ours[index], ours[index + len(given)]
-        found.append(_Trial(feed, first, second, answer, []))
+def _without(
+    found: Findings, dead: Mapping[str, str], bounds: Mapping[str, Bounds | None]
+) -> Findings:
+    """The findings where those of dead outputs prove nothing, unless a tolerance was given."""
+    for name, value in dead.items():
+        reason = f"it is {value} everywhere in A, whatever the input; {ACCEPT}"
+        equal = all(one and one.difference.equal and not one.vain for one in found[name])
+        if found[name] and bounds[name] is None and equal:
+            found[name] = [Finding(Difference(name, equal=True, text=reason), reason)]
     return found
 
 
-def _answers(
-    which: str, loaded: io.Loaded, given: list[dict[str, Any]], progress: Callable[[str], None]
-) -> Iterator[Answer]:
-    try:
-        large = len(loaded.data) > INLINE and loaded.path is not None
-        session = opened(str(loaded.path) if large else loaded.data, _base(loaded))
-    except CannotRunError as error:
-        raise CannotRunError(f"onnxruntime cannot run {which}: {error}") from error
-    for feed in given:
-        progress(f"{which} at {written(feed)}")
-        yield _run(session, feed)
-
-
-def _run(session: Any, feed: dict[str, Any]) -> Answer:
-    try:
-        return list(session.run(None, feed))
-    except Exception as error:
-        return line(error)
-
-
-def _base(loaded: io.Loaded) -> str | None:
-    return None if loaded.base is None else str(loaded.base.resolve())
-
-
-Findings = dict[str, list[Finding | None]]
-"""What was found of an output at each input that both models ran."""
-
-
-def _judged(
-    a: io.Loaded,
-    trials: Sequence[_Trial],
-    pairs: Sequence[_Pair],
-    tolerance: Tolerance,
-    progress: Callable[[str], None],
-) -> Findings:
-    """Every output that both models have; A is run under noise where that is to decide."""
-    bounds = {pair.name: tolerance.of(pair.name) for pair in pairs}
-    both = [pair for pair in pairs if pair.common]
-    if not trials or None not in (bounds[pair.name] for pair in both):
-        return _found(trials, both, bounds)
-    noise = _noise(a)
-    for _ in range(DRAWS):
-        for trial in trials:
-            progress(f"A under noise at {trial.text}")
-            answer = noise(trial.feed)
-            if isinstance(answer, str):
-                raise CannotRunError(f"A fails under noise at {trial.text} ({answer}); {MEND}")
-            trial.noisy.append(answer)
-        found = _found(trials, both, bounds)
-        if all(one is None or one.difference.equal for each in found.values() for one in each):
-            break
-    return found
-
-
-def _found(
-    trials: Sequence[_Trial], pairs: Sequence[_Pair], bounds: Mapping[str, Bounds | None]
-) -> Findings:
-    return {
-        pair.name: [judge(pair.name, _of(trial, pair), bounds[pair.name]) for trial in trials]
-        for pair in pairs
-    }
-
-
-def _of(trial: _Trial, pair: _Pair) -> Answers:
-    assert not isinstance(trial.a, str)
-    assert not isinstance(trial.b, str)
-    noisy = [answer[pair.a] for answer in trial.noisy]
-    return Answers(trial.a[pair.a], trial.b[pair.b], trial.again[pair.a], noisy)
-
-
-def _noise(a: io.Loaded) -> Callable[[dict[str, Any]], Answer]:
-    """A function that runs A with noise, another one each time."""
-    try:
-        graph = Graph(a.model)
-        known = infer(graph, {}).types
-
-        def asked(names: list[str]) -> Mapping[str, int]:
-            return kinds(a.model, names, _base(a))
-
-        amounts, types = levels(graph, known, asked, UNITS)
-        noisy = disturbed(a.model, graph, amounts, types, map(float, count(1)))
-        session = opened(noisy.model, _base(a))
-    except (CannotRunError, InputError) as error:
-        raise CannotRunError(f"rounding in A cannot be measured ({error}); {MEND}") from error
-    return lambda feed: _run(session, {**feed, noisy.switch: np.array(True)})
-
-
-def _concluded(
-    trials: Sequence[_Trial], pairs: Sequence[_Pair], found: Findings, notes: list[str]
+def _verdict(
+    done: Sequence[Trial], pairs: Sequence[Pair], found: Findings, notes: list[str]
 ) -> Equivalence:
-    """The verdict: an output that differs decides; what proves nothing does not count."""
-    runs = tuple(trial.text for trial in trials if trial.complete)
-    refused = [text for trial in trials for text in _refused(trial, notes)]
+    runs = tuple(dict.fromkeys(trial.text for trial in done if trial.complete))
+    refused = [text for trial in done for text in _refused(trial)]
+    notes += dict.fromkeys(_errors(done))
     outputs: list[Difference] = []
     proved = False
     for pair in pairs:
@@ -351,7 +245,6 @@ def _concluded(
             one = _worst(pair.name, found[pair.name], notes)
             proved |= one is not None and not one.vain
             outputs += [one.difference] if one is not None else []
-            _note_zeros(pair, trials, notes)
     if not all(one.equal for one in outputs):
         return Equivalence("different", runs, tuple(outputs), tuple(notes))
     if not proved:
@@ -359,15 +252,16 @@ def _concluded(
     return Equivalence("equal", runs, tuple(outputs), tuple(notes))
 
 
-def _refused(trial: _Trial, notes: list[str]) -> Iterator[str]:
+def _errors(done: Sequence[Trial]) -> Iterator[str]:
+    for trial in done:
+        for which, error in trial.errors.items():
+            yield f"{which} rejects {trial.text}: {error}"
+
+
+def _refused(trial: Trial) -> Iterator[str]:
     """What to say of every output where one model alone runs."""
-    failed = [trial.a if isinstance(trial.a, str) else trial.again, trial.b]
-    errors = {which: one for which, one in zip("AB", failed, strict=True) if isinstance(one, str)}
-    both = len(errors) == 2
-    for which, error in errors.items():
-        notes.append(f"{which} rejects {trial.text}: {error}")
-        if not both:
-            yield f"{which} rejects {trial.text}, which the other model runs"
+    if len(trial.errors) == 1:
+        yield f"{next(iter(trial.errors))} rejects {trial.text}, which the other model runs"
 
 
 def _worst(name: str, found: Sequence[Finding | None], notes: list[str]) -> Finding | None:
@@ -379,11 +273,3 @@ def _worst(name: str, found: Sequence[Finding | None], notes: list[str]) -> Find
     if worst.vain:
         notes.append(f"output {name!r} proves nothing: {worst.vain}")
     return worst
-
-
-def _note_zeros(pair: _Pair, trials: Sequence[_Trial], notes: list[str]) -> None:
-    """Zeros agree with zeros, whatever two models compute before them."""
-    given = [_of(trial, pair).a for trial in trials if trial.complete]
-    arrays = [one for one in given if isinstance(one, np.ndarray) and one.dtype.kind == "f"]
-    if len(arrays) == len(given) and any(x.size for x in arrays) and not any(map(np.any, arrays)):
-        notes.append(f"output {pair.name!r} is 0 everywhere in A, which proves little")

@@ -1,12 +1,13 @@
 """Which tensors of a model are rounded values of its inputs, and how coarsely.
 
 What follows from shapes alone is left out: noise there would change sizes. So is what is constant,
-and what an operator only moves, chooses or makes whole.
+and what an operator only moves, chooses or makes whole. Rows of a table and pixels count as inputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 
 import onnx
 
@@ -25,6 +26,8 @@ EXACT = {
     "SplitToSequence", "Squeeze", "ThresholdedRelu", "Tile", "TopK", "Transpose", "Trilu", "Unique",
     "Unsqueeze", "Where",
 }  # fmt: skip
+LOOKUPS = {"Gather", "GatherElements", "GatherND"}
+PIXELS = {onnx.TensorProto.UINT8, onnx.TensorProto.INT8}
 UNSIZED = {"Shape", "Size"}
 """Operators whose results do not depend on values."""
 
@@ -69,14 +72,29 @@ def levels(
     nodes = depending(graph)
     unknown = [out for node in nodes for out in node.outputs if out and not types.get(out)]
     known = dict(types) | dict(asked(unknown) if unknown else {})
-    names = [*graph.inputs_set - graph.initializers.keys() - graph.sparse]
-    names += (out for node in nodes if not _exact(node, known) for out in node.outputs if out)
+    data = graph.inputs_set - graph.initializers.keys() - graph.sparse
+    moved = data.union(*(node.outputs for node in nodes))
+    names = [*data]
+    for node in nodes:
+        if not _exact(node, known) or _looks_up(node, moved) or _is_pixel(node, data, known):
+            names += filter(None, node.outputs)
     found = _floats(names, known)
     return {name: units * FLOATS[kind] for name, kind in found.items()}, found
 
 
 def _floats(names: Iterable[str], types: Mapping[str, int]) -> dict[str, int]:
     return {name: types[name] for name in names if types.get(name, 0) in FLOATS}
+
+
+def _looks_up(node: Node, moved: AbstractSet[str]) -> bool:
+    """Whether a node reads rows of a table that is constant, which the input only chooses."""
+    return node.standard and node.op_type in LOOKUPS and node.input(0) not in moved
+
+
+def _is_pixel(node: Node, data: AbstractSet[str], types: Mapping[str, int]) -> bool:
+    """Whether a node makes floats of an input of bytes."""
+    source = node.input(0)
+    return node.op_type == "Cast" and source in data and types.get(source, 0) in PIXELS
 
 
 def _exact(node: Node, types: Mapping[str, int]) -> bool:

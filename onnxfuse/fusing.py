@@ -164,12 +164,14 @@ def _verify_whole(
     present = graph.producer.keys() | graph.inputs_set
     origin = done.origin
     measured = {
-        r.root: max(r.error.rms_original, r.error.rms_fused) for r in records if r.error is not None
+        r.root: (max(r.error.rms_original, r.error.rms_fused), r.error.scale)
+        for r in records
+        if r.error is not None
     }
     regions = {
         origin.get(r.root, r.root): (
             tuple(present & {origin.get(name, name) for name in r.region.sources}),
-            measured[r.root],
+            *measured[r.root],
         )
         for one in done.passes
         for r in one.replacements
@@ -177,7 +179,7 @@ def _verify_whole(
     }
     for name in done.reordered:
         if origin.get(name, name) in present:
-            regions.setdefault(origin.get(name, name), ((), 0.0))
+            regions.setdefault(origin.get(name, name), ((), 0.0, 0.0))
     base = None if loaded.base is None else str(loaded.base.resolve())
     approximate = any(record.approximate for record in records)
     subject = Subject(loaded.model, done.model, graph, found.types, regions, base, approximate)

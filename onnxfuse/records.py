@@ -35,7 +35,7 @@ class RegionError:
     ``rms_original`` and ``rms_fused`` are the relative RMS errors of the two in the model's own
     arithmetic; ``sizes`` are the input shapes tried. Where an approximation at the border was
     asked for, all of these speak of the interior, and ``border`` is the RMS of the difference at
-    the border over that of the output.
+    the border over that of the output. ``scale`` is the RMS of the output itself.
     """
 
     exact: float
@@ -44,6 +44,7 @@ class RegionError:
     rms_fused: float
     sizes: tuple[tuple[int, ...], ...]
     border: float = 0.0
+    scale: float = 0.0
 
     @property
     def ratio(self) -> float | None:

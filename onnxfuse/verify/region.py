@@ -40,7 +40,7 @@ def prove(replacement: Replacement, view: View, kind: Any, roundoff: float) -> R
     gamma = terms * U / (1 - terms * U)
     worst, limit, border = 0.0, 0.0, 0.0
     tried: list[tuple[int, ...]] = []
-    errors: list[tuple[float, float]] = []
+    errors: list[tuple[float, float, float]] = []
     for sizes in proof_sizes(replacement, view):
         generator = np.random.default_rng(SEED)
         inputs = {n: generator.standard_normal(shape) for n, shape in sizes.items()}
@@ -86,10 +86,10 @@ def prove(replacement: Replacement, view: View, kind: Any, roundoff: float) -> R
         errors.append(_measured(replacement, view, inputs, inside, kind))
     if not tried:
         raise ProofError(f"region {label!r}: no input size could be evaluated to prove it")
-    original, fused = (
+    original, fused, scale = (
         float(np.sqrt(np.mean(np.square(column)))) for column in zip(*errors, strict=True)
     )
-    return RegionError(worst, limit, original, fused, tuple(tried), border)
+    return RegionError(worst, limit, original, fused, tuple(tried), border, scale)
 
 
 def _judged(replacement: Replacement, sizes: Sizes, shape: tuple[int, ...]) -> Any:
@@ -130,8 +130,8 @@ def _with_derived(
 
 def _measured(
     replacement: Replacement, view: View, inputs: Mapping[str, Any], inside: Any, kind: Any
-) -> tuple[float, float]:
-    """Relative RMS errors of original and fused in the model's own arithmetic."""
+) -> tuple[float, float, float]:
+    """Relative RMS errors of original and fused in the model's own arithmetic, and their scale."""
     compute = np.float32 if np.dtype(kind).itemsize < 4 else kind
     arithmetic = Arithmetic(compute, kind)
     narrow = {name: rounded(array, arithmetic) for name, array in inputs.items()}
@@ -144,7 +144,7 @@ def _measured(
     first, second = (
         _relative((r.astype(np.float64) - reference)[inside], reference) for r in results
     )
-    return first, second
+    return first, second, float(np.sqrt(np.mean(np.square(reference))))
 
 
 def _check_rounding(replacement: Replacement, kind: Any, roundoff: float, label: str) -> None:

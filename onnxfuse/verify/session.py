@@ -6,7 +6,7 @@ rounding; the model has a switch for it, and with the switch off every tensor is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Any
@@ -161,10 +161,12 @@ def disturbed(
     levels: Mapping[str, float],
     types: Mapping[str, int],
     seeds: Iterable[float] = repeat(1.0),
+    shifts: Mapping[str, float] | None = None,
 ) -> Disturbed:
     """A copy of ``model`` whose tensors named in ``levels`` vary by that much of themselves.
 
-    ``graph`` is the model's index. Tensors of equal shape vary alike where ``seeds`` repeat.
+    Those in ``shifts`` also vary by so much outright. ``graph`` is the model's index. Tensors of
+    equal shape vary alike where ``seeds`` repeat.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -174,7 +176,7 @@ def disturbed(
     read: dict[str, str] = {}
     for name in sorted(levels.keys() & {value.name for value in copy.graph.input}):
         read[name] = fresh(f"{name}/disturbed")
-        nodes += noise.nodes(name, read[name], levels[name], types[name], next(draw))
+        nodes += noise.nodes(name, read[name], levels[name], types[name], next(draw), 0.0)
     for node in copy.graph.node:
         if any(name in read for name in node.input):
             node.input[:] = [read.get(name, name) for name in node.input]
@@ -183,7 +185,8 @@ def disturbed(
             node.output[:] = [calm.get(out, out) for out in node.output]
         nodes.append(node)
         for name, source in calm.items():
-            nodes += noise.nodes(source, name, levels[name], types[name], next(draw))
+            shift = (shifts or {}).get(name, 0.0)
+            nodes += noise.nodes(source, name, levels[name], types[name], next(draw), shift)
     del copy.graph.node[:]
     copy.graph.node.extend(nodes)
     copy.graph.input.append(helper.make_tensor_value_info(noise.switch, TensorProto.BOOL, []))
@@ -192,7 +195,7 @@ def disturbed(
 
 @dataclass(frozen=True, slots=True)
 class _Noise:
-    """``target = source · N(1, level)`` where the switch is on; infinities stay what they are.
+    """``target = source · N(1, level) + N(0, shift)`` where the switch is on; infinities stay.
 
     ``old`` operator sets have no Where, and onnxruntime has none for bfloat16; there the factor is
     raised to the power of the switch.
@@ -203,7 +206,7 @@ class _Noise:
     old: bool
 
     def nodes(
-        self, source: str, target: str, level: float, kind: int, seed: float
+        self, source: str, target: str, level: float, kind: int, seed: float, shift: float
     ) -> Iterator[onnx.NodeProto]:
         wide, factor, product = (
             self.fresh(f"{target}/{part}") for part in ("wide", "factor", "product")
@@ -218,9 +221,28 @@ class _Noise:
             yield helper.make_node("Cast", [self.switch], [power], to=width)
             yield helper.make_node("Pow", [factor, power], [heard])
             yield helper.make_node("Mul", [wide, heard], [product])
+            if shift:
+                product = yield from self._shifted(product, target, shift, width, seed, power)
             yield helper.make_node("Cast", [product], [target], to=kind)
             return
         narrow = self.fresh(f"{target}/narrow")
         yield helper.make_node("Mul", [wide, factor], [product])
+        if shift:
+            product = yield from self._shifted(product, target, shift, width, seed, "")
         yield helper.make_node("Cast", [product], [narrow], to=kind)
         yield helper.make_node("Where", [self.switch, narrow, source], [target])
+
+    def _shifted(
+        self, source: str, target: str, shift: float, width: int, seed: float, power: str
+    ) -> Generator[onnx.NodeProto, None, str]:
+        """``source`` plus noise of size ``shift``, times ``power`` where that is given."""
+        noise, total = self.fresh(f"{target}/shift"), self.fresh(f"{target}/shifted")
+        yield helper.make_node(
+            "RandomNormalLike", [source], [noise], dtype=width, scale=shift, seed=seed + 0.5
+        )
+        if power:
+            heard = self.fresh(f"{target}/heard_shift")
+            yield helper.make_node("Mul", [noise, power], [heard])
+            noise = heard
+        yield helper.make_node("Add", [source, noise], [total])
+        return total

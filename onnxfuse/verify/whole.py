@@ -50,7 +50,7 @@ class Subject:
     fused: onnx.ModelProto
     graph: Graph
     types: Mapping[str, int]
-    regions: Mapping[str, tuple[tuple[str, ...], float]]
+    regions: Mapping[str, tuple[tuple[str, ...], float, float]]
     base: str | None
     approximate: bool = False
 
@@ -163,14 +163,20 @@ def _exposed(
 
 
 def _disturbable(subject: Subject, targets: Sequence[str]) -> Disturbed:
-    """The original with rounding-sized noise on each region's inputs and output."""
+    """The original with rounding-sized noise on each region's inputs and output.
+
+    An output also varies by the region's error outright: where its terms cancel, it is smaller
+    than what rounding them makes of it.
+    """
     levels: dict[str, float] = {}
-    for root, (sources, measured) in subject.regions.items():
+    shifts: dict[str, float] = {}
+    for root, (sources, measured, scale) in subject.regions.items():
+        shifts[root] = measured * scale
         level = max(measured, UNITS * FLOATS[subject.types[root]])
         for name in (root, *sources):
             levels[name] = max(level, levels.get(name, 0.0))
     exposed = _exposed(subject.original, targets, subject.types)
-    return disturbed(exposed, subject.graph, levels, subject.types)
+    return disturbed(exposed, subject.graph, levels, subject.types, shifts=shifts)
 
 
 def _compare(

@@ -22,7 +22,8 @@ from onnxfuse.model.graph import Node
 from onnxfuse.refusal import Code, Refusal
 
 
-def lift_conv(node: Node, view: View) -> Lifted | Refusal | None:
+def _kernel_shape(node: Node, view: View) -> tuple[int, ...] | Refusal:
+    """The shape of a kernel that is constant, as is its bias, and that its groups divide."""
     weight, bias = node.input(1), node.input(2)
     if not view.known(weight):
         return view.dynamic(weight, "its kernel")
@@ -31,12 +32,21 @@ def lift_conv(node: Node, view: View) -> Lifted | Refusal | None:
     shape = view.constants.shape(weight)
     if shape is None or len(shape) not in (3, 4, 5) or None in shape:
         return Refusal(Code.MALFORMED, "its kernel has no usable shape")
-    out, per_group, *kernel = (int(size or 0) for size in shape)
+    sizes = tuple(int(size or 0) for size in shape)
     groups = node.attributes.get("group", 1)
-    if groups < 1 or out % groups or min(out, per_group, *kernel) < 1:
+    if groups < 1 or sizes[0] % groups or min(sizes) < 1:
         return Refusal(Code.MALFORMED, f"group={groups} does not fit a kernel of shape {shape}")
-    if node.attributes.get("kernel_shape", kernel) != kernel:
+    if node.attributes.get("kernel_shape", list(sizes[2:])) != list(sizes[2:]):
         return Refusal(Code.MALFORMED, "kernel_shape differs from the shape of its kernel")
+    return sizes
+
+
+def lift_conv(node: Node, view: View) -> Lifted | Refusal | None:
+    shape = _kernel_shape(node, view)
+    if isinstance(shape, Refusal):
+        return shape
+    out, per_group, *kernel = shape
+    weight, bias, groups = node.input(1), node.input(2), node.attributes.get("group", 1)
     axes = _axes(node, view, kernel)
     if isinstance(axes, Refusal):
         return axes
@@ -48,20 +58,14 @@ def lift_conv(node: Node, view: View) -> Lifted | Refusal | None:
 
 
 def lift_conv_transpose(node: Node, view: View) -> Lifted | Refusal | None:
-    weight, bias = node.input(1), node.input(2)
-    if not view.known(weight):
-        return view.dynamic(weight, "its kernel")
-    if bias and not view.known(bias):
-        return view.dynamic(bias, "its bias")
-    shape, read = view.constants.shape(weight), view.shape(node.inputs[0])
-    if shape is None or len(shape) not in (3, 4, 5) or None in shape:
-        return Refusal(Code.MALFORMED, "its kernel has no usable shape")
-    channels, per_group, *kernel = (int(size or 0) for size in shape)
-    rank, groups = len(kernel), node.attributes.get("group", 1)
-    if groups < 1 or channels % groups or min(channels, per_group, *kernel) < 1:
-        return Refusal(Code.MALFORMED, f"group={groups} does not fit a kernel of shape {shape}")
-    if node.attributes.get("kernel_shape", kernel) != kernel or (read and len(read) != rank + 2):
-        return Refusal(Code.MALFORMED, "its kernel does not fit kernel_shape or its input")
+    shape = _kernel_shape(node, view)
+    if isinstance(shape, Refusal):
+        return shape
+    channels, per_group, *kernel = shape
+    weight, bias, groups = node.input(1), node.input(2), node.attributes.get("group", 1)
+    read, rank = view.shape(node.inputs[0]), len(kernel)
+    if read is not None and len(read) != rank + 2:
+        return Refusal(Code.MALFORMED, "its kernel does not fit the rank of its input")
     mode = node.attributes.get("auto_pad", "NOTSET")
     if mode not in ("NOTSET", "", "VALID") or node.attributes.get("output_shape"):
         return Refusal(

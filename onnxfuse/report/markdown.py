@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from onnxfuse.outcome import Compared, Examined, Outcome
 from onnxfuse.records import Counts, Kept, RegionReport
-from onnxfuse.report.names import clean, number, plural
+from onnxfuse.report.names import clean, number, plural, totals
 
 MOST = 200
 """Regions and places of one model that are listed; a job summary may hold one megabyte."""
@@ -103,15 +103,7 @@ def _more(count: int) -> Iterator[str]:
 
 
 def _totals(before: Counts, after: Counts) -> Iterator[Sequence[str]]:
-    rows = (
-        ("Nodes", before.nodes, after.nodes),
-        ("Conv", before.conv, after.conv),
-        ("BatchNormalization", before.batch_normalization, after.batch_normalization),
-        ("Parameters", before.parameters, after.parameters),
-        ("MACs", before.macs, after.macs),
-        ("Bytes", before.bytes, after.bytes),
-    )
-    for title, old, new in rows:
+    for title, old, new in totals(before, after):
         yield title, f"{old:,}", f"{new:,}" if new == old else f"**{new:,}**"
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from onnxfuse.records import RegionReport, Spread
+from collections.abc import Iterator
+
+from onnxfuse.records import Counts, RegionReport, Spread
 
 
 def clean(name: str) -> str:
@@ -28,6 +30,16 @@ def number(value: int) -> str:
 def plural(count: int, word: str) -> str:
     """``1 region``, ``2 regions``."""
     return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
+def totals(before: Counts, after: Counts) -> Iterator[tuple[str, int, int]]:
+    """The counts of a model by title, before and after."""
+    yield "Nodes", before.nodes, after.nodes
+    yield "Conv", before.conv, after.conv
+    yield "BatchNormalization", before.batch_normalization, after.batch_normalization
+    yield "Parameters", before.parameters, after.parameters
+    yield "MACs", before.macs, after.macs
+    yield "File size (bytes)", before.bytes, after.bytes
 
 
 def spreads(region: RegionReport) -> str:

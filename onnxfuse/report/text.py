@@ -12,7 +12,7 @@ from rich.text import Text
 from onnxfuse.outcome import Examined, Outcome
 from onnxfuse.records import Counts, RegionReport, Report, Verification
 from onnxfuse.report import listing, tree
-from onnxfuse.report.names import clean, number, shortened, spreads
+from onnxfuse.report.names import clean, number, shortened, spreads, totals
 
 SHOWN_REFUSALS = 8
 """Places left alone that are listed without ``-v``."""
@@ -108,15 +108,7 @@ def _totals(before: Counts, after: Counts) -> Table:
     table.add_column("Total")
     table.add_column("Original", justify="right")
     table.add_column("Fused", justify="right")
-    rows = [
-        ("Nodes", before.nodes, after.nodes),
-        ("Conv", before.conv, after.conv),
-        ("BatchNormalization", before.batch_normalization, after.batch_normalization),
-        ("Parameters", before.parameters, after.parameters),
-        ("MACs", before.macs, after.macs),
-        ("File size (bytes)", before.bytes, after.bytes),
-    ]
-    for title, old, new in rows:
+    for title, old, new in totals(before, after):
         style = "green" if new < old else ""
         table.add_row(title, f"{old:,}", Text(f"{new:,}", style=style))
     return table

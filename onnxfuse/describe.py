@@ -178,6 +178,7 @@ _KNOWN = {
     "map": "constant map",
     "plane": "small Conv over ones",
     "channel": "channel of ones",
+    "shift": "shifted source",
 }
 
 

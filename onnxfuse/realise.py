@@ -95,10 +95,12 @@ class _Writer(Emitter):
         self.facts = facts
         self.memo: dict[int, Array] = {}
         self.order = cover.terms[0].source.order
-        self.reshaped: dict[str, str] = {}
+        self.prepared: dict[str, str] = {}
 
     def write(self) -> Replacement:
-        form = self.cover.form
+        form, known = self.cover.form, self.cover.known
+        if known is not None and known.style == "shift":
+            self._shift_source()
         constant = self._constant() if needs_constant(form, self.facts) else None
         whole = sorted(self.cover.whole, key=lambda term: not self._carries(term))
         summands: list[str] = []
@@ -110,8 +112,9 @@ class _Writer(Emitter):
             summands.append(self._tiles(constant if carried else None))
             constant = None if carried else constant
         total = summands[0]
-        if self.cover.known is not None:  # first: OpenVINO adds in place to what has a full batch
-            total = self._with_known(self.cover.known, total, constant)
+        if known is not None and known.style in ("map", "plane"):
+            # first: OpenVINO adds in place to what has a full batch
+            total = self._with_known(known, total, constant)
             constant = None
         for summand in summands[1:]:
             total = self._emit("Add", (total, summand))
@@ -259,8 +262,6 @@ class _Writer(Emitter):
 
     def _with_known(self, known: Known, total: str, constant: Load | None) -> str:
         """``total`` plus the constant that varies in space; it takes the uniform one along."""
-        if known.style == "channel":
-            return total
         if known.style == "map":
             return self._emit("Add", (total, self._map(known.terms, constant)))
         for term in known.terms:
@@ -304,16 +305,27 @@ class _Writer(Emitter):
         self.maps[name] = at
         return name
 
+    def _shift_source(self) -> None:
+        """Every term reads its source with a constant added, which padding then leaves out."""
+        shift = self.cover.form.shift
+        assert shift is not None
+        name, vector = self._standing(shift.source), shift.vector
+        added = self._array(
+            "shift", self._wide(shift.source.channels), lambda: ex.fold(vector, self.memo)
+        )
+        self.prepared[shift.source.name] = self._emit("Add", (name, added))
+
     def _standing(self, source: Source) -> str:
         """The tensor of a source; one in another shape is reshaped once."""
-        if source.reshaped is None:
-            return source.name
-        if source.name not in self.reshaped and source.reshaped.flat:
-            self.reshaped[source.name] = self._emit("Flatten", (source.root.name,), axis=1)
-        if source.name not in self.reshaped:
-            target = self._integers("shape", *source.reshaped.target)
-            self.reshaped[source.name] = self._emit("Reshape", (source.root.name, target))
-        return self.reshaped[source.name]
+        shape = source.reshaped
+        if source.name not in self.prepared and shape is not None:
+            if shape.flat:
+                made = self._emit("Flatten", (source.root.name,), axis=1)
+            else:
+                target = self._integers("shape", *shape.target)
+                made = self._emit("Reshape", (source.root.name, target))
+            self.prepared[source.name] = made
+        return self.prepared.get(source.name, source.name)
 
     def _selected(self, term: Term) -> str:
         """The term's source, or the channels of it that the term reads."""

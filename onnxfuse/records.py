@@ -82,7 +82,7 @@ class Spread:
 class RegionReport:
     """One region: the tensor it computes, its nodes, and what they became.
 
-    ``constant`` says how a constant that varies in space is written: map, plane or channel;
+    ``constant`` says how a constant that varies in space is written: map, plane, channel, shift;
     ``approximate``, that the region equals the original in the interior alone. ``estimate`` is
     the estimated time of the new operators over that of the old; ``drawn`` and ``drawn_after``
     are the operators before and after, ``ranges`` and ``ranges_after`` their kernels' ranges

@@ -214,3 +214,61 @@ def test_an_approximation_is_taken_only_where_it_is_cheaper():
     assert ops(fused) == ["Conv", "AveragePool"]
     assert not any(region.approximate for region in report.regions)
     assert fused == onnxfuse.fuse(original)[0]
+
+
+SCALES = np.array([2, -4, 0.5, 1], np.float32).reshape(4, 1, 1)
+
+
+def shifted(nodes: str, **tensors: object) -> onnx.ModelProto:
+    """``s·relu(x) + b`` as ``t``, then ``nodes``, at open sizes; quotients are exact."""
+    text = (
+        f"(float[N,4,H,W] x) => (float[] y) {{ r = Relu(x) m = Mul(r, s) t = Add(m, b) {nodes} }}"
+    )
+    given = {"s": SCALES, "b": (4, 1, 1), "w": (4, 4, 3, 3), "v": (4, 1, 5, 5), **tensors}
+    used = {
+        name: value for name, value in given.items() if f" {name}" in text or f"({name}" in text
+    }
+    return model(text, **used)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "expected"),
+    [
+        ("y = Conv<pads = [1,1,1,1]>(t, w)", "Relu Add Conv"),
+        ("y = Conv<pads = [2,2,2,2], group = 4>(t, v)", "Relu Add Conv"),
+        ("a = Conv<pads = [1,1,1,1]>(t, w) c = Conv(t, k) y = Add(a, c)", "Relu Add Conv"),
+        ("p = Pad(t, amounts) y = Conv(p, w)", "Relu Mul Add Pad Conv"),
+    ],
+)
+def test_a_shift_before_padding_stays_and_its_factor_goes_on(nodes: str, expected: str) -> None:
+    built = shifted(nodes, k=(4, 4, 1, 1), amounts=np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64))
+    fused, report = onnxfuse.fuse(built)
+    found = " ".join(ops(fused))
+    if "Pad" not in expected:
+        assert found == expected
+        assert report.regions[-1].constant == "shift"
+    for size in (1, 8):
+        given = feeds(built, size)
+        (before,), (after,) = session(built).run(None, given), session(fused).run(None, given)
+        np.testing.assert_array_equal(after, before)
+    assert not onnxfuse.fuse(fused)[1].changed
+
+
+def test_what_needs_the_source_as_it_is_keeps_it() -> None:
+    """A sum with the unshifted source is none of the shifted one; the sum stays behind it."""
+    built = shifted("a = Conv<pads = [1,1,1,1]>(t, w) y = Add(a, r)")
+    fused, report = onnxfuse.fuse(built)
+    assert ops(fused) == ["Relu", "Add", "Conv", "Add"]
+    given = feeds(built, 8)
+    (before,), (after,) = session(built).run(None, given), session(fused).run(None, given)
+    np.testing.assert_array_equal(after, before)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-6])
+def test_a_factor_that_is_too_small_is_no_shift(scale: float) -> None:
+    values = SCALES.copy()
+    values[2] = scale
+    built = shifted("y = Conv<pads = [1,1,1,1]>(t, w)", s=values)
+    fused, report = onnxfuse.fuse(built)
+    assert "shift" not in {region.constant for region in report.regions}
+    assert fused is not None

@@ -287,7 +287,6 @@ FORMS_OF_KINDS: dict[str, str] = {
 
 MISSING: dict[str, str] = {
     "repmlp": "at a fixed size a depthwise Conv is a grouped product over the flattened map",
-    "lab_3x3.dynamo-dyn": "s·x + b in front of padding is s·(x + b/s): the factor goes on",
 }
 """What the package cannot do yet, by system or by file."""
 

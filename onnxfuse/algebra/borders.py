@@ -81,7 +81,7 @@ def ended(form: Form, widths: Sequence[tuple[int, int]] | None = None) -> Form:
         axes = tuple(Axis.window(1, begin=begin, end=end) for begin, end in widths)
         padded = ex.shift("Pad", Geometry(form.channels, form.channels, form.channels, axes))
         kernel = ex.compose(padded, kernel)
-    return replace(form, terms=(*form.terms, Term(plane, kernel)), constant=None)
+    return replace(form, terms=(*form.terms, Term(plane, kernel)), constant=None, shift=None)
 
 
 def without_border(form: Form, facts: Facts) -> Form | Refusal:

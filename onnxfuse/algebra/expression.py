@@ -256,6 +256,27 @@ def vector(text: str, channels: int, load: Callable[[], Array]) -> Vector:
     return Vector(text, (), compute)
 
 
+def quotient(constant: Vector, kernel: Kernel) -> Vector:
+    """A constant over the factors of a per-channel map."""
+    return Vector(
+        f"{constant.text}/{kernel.text}",
+        (constant, kernel),
+        lambda parts: parts[0] / parts[1].reshape(-1),
+        constant.heavy,
+    )
+
+
+def stored(kernel: Kernel) -> bool:
+    """Whether a stored kernel must be read to know a map; small constants need not count."""
+    stack: list[Lazy] = [kernel]
+    while stack:
+        part = stack.pop()
+        if isinstance(part, Kernel) and not part.parts and not part.identity:
+            return True
+        stack += part.parts
+    return False
+
+
 def response(kernel: Kernel, constant: Vector | None) -> Vector | None:
     """``constant`` as it leaves ``kernel`` where no border is near."""
     if constant is None or kernel.identity:

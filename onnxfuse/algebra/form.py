@@ -196,6 +196,24 @@ class Outer:
 
 
 @dataclass(frozen=True, slots=True)
+class Shift:
+    """A form is its data terms of ``source + constant / kernel``, per channel.
+
+    Then its planes of ones are what the terms make of that shift, zero where the source is padded.
+    Compared by identity: two forms have one shift where they come from one tensor.
+    """
+
+    source: Source
+    constant: Vector
+    kernel: Kernel
+
+    @property
+    def vector(self) -> Vector:
+        """The shift, a number for each channel of the source."""
+        return ex.quotient(self.constant, self.kernel)
+
+
+@dataclass(frozen=True, slots=True)
 class Form:
     """One tensor as an affine expression; ``layout[i]`` is the base axis at tensor axis ``i``.
 
@@ -214,6 +232,7 @@ class Form:
     matched: bool = False
     outer: Outer | None = None
     interior_only: bool = False
+    shift: Shift | None = None
 
     @classmethod
     def of(cls, source: Source) -> Form:

@@ -14,7 +14,7 @@ from onnxfuse.algebra import expression as ex
 from onnxfuse.algebra import geometry as geo
 from onnxfuse.algebra.borders import ended, joined_border, without_border
 from onnxfuse.algebra.expression import Kernel, Vector
-from onnxfuse.algebra.form import MAX_TERMS, UNIT, Facts, Form, Term, coalesce, equal_lengths
+from onnxfuse.algebra.form import MAX_TERMS, UNIT, Facts, Form, Shift, Term, coalesce, equal_lengths
 from onnxfuse.algebra.geometry import Geometry
 from onnxfuse.algebra.weights import Array
 from onnxfuse.refusal import Code, Refusal
@@ -87,7 +87,7 @@ class Convolve:
         if geo.reads_outside(geometry, inner.lengths) and not facts.zero(inner.constant):
             if inner.transposed:
                 return PHASES
-            inner = ended(inner)
+            inner = replace(ended(inner), shift=_shift_of(inner, facts))
         return sequence(self.kernel, self.bias, inner)
 
     def _over_units(self, form: Form, units: Sequence[int], facts: Facts) -> Form | Refusal:
@@ -109,6 +109,25 @@ class Convolve:
         if isinstance(found, Refusal):
             return found
         return replace(found, layout=form.layout)
+
+
+def _shift_of(form: Form, facts: Facts) -> Shift | None:
+    """How a form that rescales one source and adds a constant shifts that source, if it does.
+
+    A shift that swallows digits of numbers of size one is none.
+    """
+    if len(form.terms) != 1 or form.constant is None or form.constant.heavy:
+        return None
+    (term,) = form.terms
+    whole = term.ins == (0, term.source.channels) and term.outs == (0, form.channels)
+    if not whole or not term.kernel.geometry.per_channel or term.kernel.identity:
+        return None
+    if term.source.known or ex.stored(term.kernel):
+        return None
+    found = Shift(term.source, form.constant, term.kernel)
+    if facts.out_of_proportion(found.vector, None, form.channels):
+        return None
+    return found
 
 
 def _without_edges(form: Form, geometry: Geometry, facts: Facts) -> Form:
@@ -299,6 +318,7 @@ def _add(left: Form, right: Form, facts: Facts) -> Form | Refusal:
         border=border,
         matched=left.matched or right.matched,
         interior_only=left.interior_only or right.interior_only,
+        shift=left.shift if left.shift == right.shift else None,
     )
 
 
@@ -332,6 +352,7 @@ class Concat:
             constant=ex.join([(form.constant, form.channels) for form in forms]),
             matched=any(form.matched for form in forms),
             interior_only=any(form.interior_only for form in forms),
+            shift=first.shift if all(form.shift == first.shift for form in forms) else None,
         )
 
 

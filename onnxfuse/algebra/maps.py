@@ -61,7 +61,7 @@ class AddMap:
         name = self.name if stands else f"{self.name} (as {form.layout} · {self.sign} · {wide})"
         source = Source(name, form.channels, lengths, load=base, stands=stands)
         term = Term(source, ex.identity(form.channels, form.rank, "map"))
-        return replace(form, terms=(*form.terms, term))
+        return replace(form, terms=(*form.terms, term), shift=None)
 
 
 def _framed(

@@ -3,6 +3,7 @@
     map      y = … + M[1, O, *P]                        where the sizes are certain
     plane    y = … + Conv(ones[1, 1, *Q]; K[O, 1, *k])  at any size
     channel  y = Conv([x, ones]; [K, k])                where the plane covers the source
+    shift    y = Conv(x + c; K)                         where all maps are of x shifted alike
 
 A map is read once a run and stored once in the file; one that would make the file grow by more
 than `SPARE` elements is left to a plane.
@@ -41,6 +42,7 @@ def with_known(found: Cover, pricing: Pricing, budget: Cost, merge: Merge) -> Co
         _map(form, terms, pricing, freed),
         _plane(form, terms, pricing),
         _channel(found, terms, pricing),
+        _shift(found, pricing),
     )
     covers = [replace(found, known=way) for way in ways if way is not None]
     priced = [replace(cover, cost=pricing.cover(cover)) for cover in covers]
@@ -116,6 +118,18 @@ def _channel(found: Cover, terms: list[Term], pricing: Pricing) -> Known | None:
         wide.macs - narrow.macs, wide.parameters - narrow.parameters, wide.time - narrow.time
     )
     return Known("channel", (term,), ("Pad",), grown + extra, 0)
+
+
+def _shift(found: Cover, pricing: Pricing) -> Known | None:
+    """The source shifted before it is padded, where everything reads it so."""
+    shift = found.form.shift
+    if shift is None or any(term.source != shift.source for term in found.terms):
+        return None
+    lengths, batch, itemsize = pricing.stands(shift.source)
+    count = batch * shift.source.channels * prod(lengths)
+    return Known(
+        "shift", (), ("Add",), cost.passes(count, count, itemsize=itemsize), shift.source.channels
+    )
 
 
 def channel_box(data: Term, term: Term) -> Geometry | None:

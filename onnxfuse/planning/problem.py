@@ -238,8 +238,10 @@ class Problem:
         return (shape[0] if shape else None) or 1
 
     def elements(self, tensor: str) -> int:
+        """How many numbers a tensor holds, at the sizes that costs are counted at."""
         shape = self.view.shapes.nominal.get(tensor, ())
-        return prod(size if size is not None else cost.UNKNOWN_LENGTH for size in shape)
+        lengths = (size if size is not None else cost.UNKNOWN_LENGTH for size in shape[1:])
+        return self.batch(tensor) * prod(lengths)
 
     def original_cost(self, step: Step) -> Cost:
         """What the node costs as it stands in the file (a share, if it has several outputs)."""

@@ -32,6 +32,8 @@ MAX_MOVES = 64
 """Regions with more tensors than this keep the cuts they start with."""
 MAX_ORIGINS = 8
 """Sums over more sources than this start cut."""
+REMEMBERED = 256
+"""Regions with at most so many tensors in front of them are remembered by their cuts."""
 MAX_AFFECTED = 256
 """A cut that more regions than this read is not toggled."""
 
@@ -79,12 +81,35 @@ class State:
     regions: dict[str, Region] = field(default_factory=dict)
     needs: dict[str, int] = field(default_factory=dict)
     touching: dict[str, set[str]] = field(default_factory=dict)
+    expanded: dict[tuple[str, frozenset[str]], Region] = field(default_factory=dict)
+    upstream: dict[str, frozenset[str] | None] = field(default_factory=dict)
 
     def region(self, tensor: str) -> Region:
+        """The region of a tensor under the cuts; only those in front of it matter."""
         step = self.problem.steps[tensor]
         if tensor in self.kept:
             return keep(step, self.problem)
-        return expand(step, self.cuts.__contains__, self.problem)
+        before = self._before(tensor)
+        if before is None:
+            return expand(step, self.cuts.__contains__, self.problem)
+        key = tensor, before & self.cuts
+        if key not in self.expanded:
+            self.expanded[key] = expand(step, self.cuts.__contains__, self.problem)
+        return self.expanded[key]
+
+    def _before(self, tensor: str) -> frozenset[str] | None:
+        """The tensors that an expression may reach back to; ``None`` where they are many."""
+        if tensor not in self.upstream:
+            steps = self.problem.steps
+            found: set[str] = set()
+            stack = [tensor]
+            while stack and len(found) <= REMEMBERED:
+                for name in steps[stack.pop()].lifted.operands:
+                    if name in steps and name not in found:
+                        found.add(name)
+                        stack += [] if name in self.problem.required else [name]
+            self.upstream[tensor] = frozenset(found) if len(found) <= REMEMBERED else None
+        return self.upstream[tensor]
 
     def settle(self, roots: Iterable[str]) -> dict[str, Region | None]:
         """Recompute ``roots`` and whatever becomes needed or unneeded; what stood before."""
@@ -233,6 +258,9 @@ def _moves(state: State, region: Region) -> Iterator[Move]:
             behind = state.cuts.intersection(steps[name].lifted.operands) & steps.keys()
             if behind - state.forbidden:
                 yield Move(drop=frozenset({name, *behind}) - state.forbidden, release=release)
+    together = state.cuts.intersection(region.sources) & steps.keys() - state.forbidden
+    if len(together) > 1:  # the terms of a sum pay only when all of them are open
+        yield Move(drop=frozenset(together), release=release)
     if region.obstacles and not region.replaced:
         for name in region.visited:
             if name != root and name not in state.cuts:

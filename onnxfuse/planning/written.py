@@ -11,7 +11,7 @@ from onnxfuse.planning.cost import Cost
 KERNELED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators whose second input is a kernel."""
 Affine = Literal["Conv", "BatchNormalization", "Mul"]
-Style = Literal["map", "plane", "channel"]
+Style = Literal["map", "plane", "channel", "shift"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,8 @@ class Known:
     """How a constant that varies in space is written.
 
     A ``map`` is one stored constant that is added; ``plane`` runs a small convolution over a
-    plane of ones and adds the result; ``channel`` appends a channel of ones to the source.
+    plane of ones and adds the result; ``channel`` appends a channel of ones to the source;
+    ``shift`` adds to the source what its padding then leaves out.
     ``sizing`` counts the operators that compute sizes only, a few numbers whatever the image.
     """
 
@@ -103,7 +104,7 @@ def terms_carry(found: Cover, facts: Facts) -> bool:
 
 def carries_constant(found: Cover, facts: Facts) -> bool:
     """Whether the form's constant needs no Add of its own: a map or plane takes it along."""
-    beside = found.known is not None and found.known.style != "channel"
+    beside = found.known is not None and found.known.style in ("map", "plane")
     return beside or terms_carry(found, facts)
 
 

@@ -33,6 +33,7 @@ GROUPS = {
 CONSTANTS = {
     "map": "The border needs a constant that varies in space: a stored map is added.",
     "plane": "The border needs a constant that varies in space: a convolution of ones is added.",
+    "shift": "The border needs a constant that varies in space: the source is shifted before it.",
     "channel": "The border needs a constant that varies in space: a channel of ones carries it.",
 }
 METRICS = (

@@ -1,0 +1,68 @@
+"""The search: plans that single steps do not reach, and rounds that come to an end."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx_text import fuse, model, ops
+
+import onnxfuse
+
+
+@pytest.mark.parametrize("op", ["Mul", "Conv"])
+def test_a_first_axis_of_unknown_length_costs_the_same_before_and_after(op: str) -> None:
+    """Priced as 1 in one place and 32 in another, planning never came to an end."""
+    rest = {
+        "Mul": "t = Transpose<perm = [0,2,1,3]>(r) m = Mul(t, s)",
+        "Conv": "t = Slice(r, one, far, two) m = Conv(t, w)",
+    }[op]
+    tensors = {
+        "Mul": {"s": np.float32(0.5)},
+        "Conv": {
+            "w": (8, 5, 1, 1),
+            "one": np.array([1], np.int64),
+            "far": np.array([99], np.int64),
+            "two": np.array([2], np.int64),
+        },
+    }[op]
+    built = model(
+        f"(float[4,5,4,6] x, bool[4] c) => (float[] y) "
+        f"{{ r = Compress<axis = 0>(x, c) {rest} y = Relu(m) }}",
+        **tensors,
+    )
+    fused, report = onnxfuse.fuse(built, verify=False)
+    assert ops(fused) == ops(built)
+    assert not report.changed
+
+
+@pytest.mark.parametrize("channels", [(8, 8), (24, 6), (16, 32)])
+def test_the_terms_of_a_sum_are_opened_together(channels: tuple[int, int]) -> None:
+    """Opening one term of a sum never pays; a GhostNetV3 block wants both at once."""
+    c, o = channels
+    built = model(
+        f"""(float[1,{c},24,24] x) => (float[] y) {{
+            a = Conv<strides = [2,2], group = {c}>(x, w1, b1)
+            b = Conv<strides = [2,2], pads = [1,1,1,1], group = {c}>(x, w3, b3)
+            s = Add(a, b) p = Conv(s, v, bv) q = Conv<group = {o}>(p, u, bu)
+            j = Concat<axis = 1>(p, q) y = Relu(j) }}""",
+        w1=(c, 1, 1, 1), w3=(c, 1, 3, 3), v=(o, c, 1, 1), u=(o, 1, 1, 1),
+        b1=(c,), b3=(c,), bv=(o,), bu=(o,),
+    )  # fmt: skip
+    fused, _ = fuse(built)
+    assert ops(fused) == ["Conv", "Conv", "Conv", "Concat", "Relu"]
+
+
+def test_a_dense_block_is_planned_as_it_stands() -> None:
+    """Each layer reads all before it; what was expanded once is remembered by its cuts."""
+    lines, names = ["c0 = Relu(x)"], ["c0"]
+    for i in range(1, 12):
+        lines.append(f"j{i} = Concat<axis = 1>({', '.join(names)})")
+        lines.append(f"n{i} = Mul(j{i}, k) r{i} = Relu(n{i}) c{i} = Conv(r{i}, w{i})")
+        names.append(f"c{i}")
+    weights = {f"w{i}": (4, 4 * i, 1, 1) for i in range(1, 12)}
+    built = model(
+        f"(float[1,4,5,5] x) => (float[] y) {{ {' '.join(lines)} y = Relu(c11) }}",
+        k=np.float32(2), **weights,
+    )  # fmt: skip
+    _, report = onnxfuse.fuse(built)
+    assert report.after.macs <= report.before.macs

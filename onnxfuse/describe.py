@@ -20,12 +20,9 @@ from onnxfuse.planning.written import (
     KERNELED,
     Affine,
     Cover,
-    is_carrier,
     is_convolution,
-    needs_constant,
     operator,
     operators,
-    terms_carry,
 )
 from onnxfuse.realise import Replacement
 from onnxfuse.records import Counts, Kept, RegionError, RegionReport, Report
@@ -54,7 +51,7 @@ def region(
             nodes=len(written),
             conv=written.count("Conv"),
             batch_normalization=written.count("BatchNormalization"),
-            parameters=new_parameters(found.cover, problem),
+            parameters=new_parameters(replacement),
             macs=found.cover.cost.macs if _sized(found, problem) else 0,
         ),
         error=error,
@@ -137,30 +134,9 @@ def _sized(found: Region, problem: Problem) -> bool:
     return all(shape is not None and None not in shape for shape in shapes)
 
 
-def new_parameters(cover: Cover, problem: Problem) -> int:
-    """The elements of the constants that a cover is written with."""
-    form, facts = cover.form, problem.facts
-    total = cover.known.constants if cover.known is not None else 0
-    for term in cover.terms:
-        if is_convolution(term, cover.affine):
-            total += padded.materialise(term.kernel.geometry, term.source.lengths).parameters
-        elif not term.bare:
-            total += term.kernel.geometry.out_channels * (
-                4 if operator(term, cover.affine) == "BatchNormalization" else 1
-            )
-    if not needs_constant(form, facts):
-        return total
-    whole = [term for term in cover.whole if is_carrier(term, cover.affine)]
-    if whole:
-        return total + (form.channels if is_convolution(whole[0], cover.affine) else 0)
-    if not terms_carry(cover, facts):
-        in_map = cover.known is not None and cover.known.style == "map"
-        return total + (0 if in_map else form.channels)
-    for run in {term.outs for term in cover.tiles}:
-        if needs_constant(form, facts, run):
-            first = next(t for t in cover.tiles if t.outs == run and is_carrier(t, cover.affine))
-            total += run[1] - run[0] if is_convolution(first, cover.affine) else 0
-    return total
+def new_parameters(replacement: Replacement) -> int:
+    """The elements of the constants that a region is written with."""
+    return sum(prod(weight.shape) for weight in replacement.weights.values())
 
 
 def _became(cover: Cover, written: Sequence[str]) -> str:

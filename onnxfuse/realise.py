@@ -119,9 +119,9 @@ class _Writer(Emitter):
         for summand in summands[1:]:
             total = self._emit("Add", (total, summand))
         if constant is not None:
-            total = self._emit(
-                "Add", (total, self._array("bias", self._wide(form.channels), constant))
-            )
+            heavy = form.constant is None or form.constant.heavy
+            added = self._spread("bias", form.channels, constant, light=not heavy)
+            total = self._emit("Add", (total, added))
         total = self._laid_out(total)
         if form.outer is not None:
             total = self._emit(form.outer.op_type, (total,), **form.outer.attributes)
@@ -199,8 +199,19 @@ class _Writer(Emitter):
             return self._emit(
                 "BatchNormalization", (self._standing(term.source), *names), epsilon=0.0
             )
-        factor = self._array("scale", self._wide(count), scale)
+        factor = self._spread("scale", count, scale, light=not ex.stored(term.kernel))
         return self._emit("Mul", (self._standing(term.source), factor))
+
+    def _spread(self, kind: str, channels: int, load: Load, *, light: bool) -> str:
+        """A constant for each channel; one number where that is known to be enough.
+
+        Only a ``light`` one is looked at: of others a plan knows no values.
+        """
+        if light:
+            values = np.asarray(load()).reshape(-1)
+            if np.all(values == values[0]):
+                return self._array(kind, (), lambda: values[0])
+        return self._array(kind, self._wide(channels), load)
 
     def _wide(self, channels: int) -> tuple[int, ...]:
         """The shape of a per-channel constant that broadcasts against the sources' layout.
@@ -310,8 +321,9 @@ class _Writer(Emitter):
         shift = self.cover.form.shift
         assert shift is not None
         name, vector = self._standing(shift.source), shift.vector
-        added = self._array(
-            "shift", self._wide(shift.source.channels), lambda: ex.fold(vector, self.memo)
+        channels = shift.source.channels
+        added = self._spread(
+            "shift", channels, lambda: ex.fold(vector, self.memo), light=not vector.heavy
         )
         self.prepared[shift.source.name] = self._emit("Add", (name, added))
 

@@ -27,7 +27,8 @@ class Reshape:
 
     ``places[a]`` says what becomes of tensor axis ``a``, ``None`` where that is not known.
     ``restores`` are tensors whose sizes, the channels' apart, it takes; ``flat``, that it is a
-    Flatten behind the first axis.
+    Flatten behind the first axis; ``literal``, that its sizes are numbers, or counted from its
+    input alone.
     """
 
     tensor: str
@@ -37,6 +38,7 @@ class Reshape:
     places: tuple[Place | None, ...]
     restores: frozenset[str] = frozenset()
     flat: bool = False
+    literal: bool = True
 
     def apply(self, forms: Sequence[Form], facts: Facts) -> Form | Refusal:
         (form,) = forms
@@ -74,6 +76,8 @@ class Reshape:
         old = source.reshaped
         if old is not None and self._undoes(old, axis):
             return old.of
+        if not self.literal:
+            return Refusal(Code.UNKNOWN_SHAPE, "it takes its sizes from somewhere else")
         shape = tuple(channels if at == axis else size for at, size in enumerate(self.after))
         if shape.count(None) > 1:
             return Refusal(Code.UNKNOWN_SHAPE, "it reshapes to sizes that are not known")
@@ -89,6 +93,8 @@ class Reshape:
         """Whether this gives back the shape that a source had at first, its channels apart."""
         if self.restores & {old.tensor, old.of.name}:
             return True
+        if not self.literal:
+            return False
         if len(self.after) != len(old.before) or old.of.channel_axis != axis:
             return False
         sizes = enumerate(zip(self.after, old.before, strict=True))

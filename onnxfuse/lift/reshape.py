@@ -42,7 +42,8 @@ def _lifted(
         return None
     flat = node.op_type == "Flatten" and same_batch
     restored = _restored(node, view, len(after))
-    law = Reshape(node.inputs[0], node.outputs[0], before, after, places, restored, flat)
+    literal = node.op_type == "Flatten" or view.known(node.input(1))
+    law = Reshape(node.inputs[0], node.outputs[0], before, after, places, restored, flat, literal)
     known = None not in before
     return Lifted.one(node, law, node.inputs[0], fixed=known)
 

@@ -257,7 +257,7 @@ def test_a_shift_before_padding_stays_and_its_factor_goes_on(nodes: str, expecte
 def test_what_needs_the_source_as_it_is_keeps_it() -> None:
     """A sum with the unshifted source is none of the shifted one; the sum stays behind it."""
     built = shifted("a = Conv<pads = [1,1,1,1]>(t, w) y = Add(a, r)")
-    fused, report = onnxfuse.fuse(built)
+    fused, _ = onnxfuse.fuse(built)
     assert ops(fused) == ["Relu", "Add", "Conv", "Add"]
     given = feeds(built, 8)
     (before,), (after,) = session(built).run(None, given), session(fused).run(None, given)

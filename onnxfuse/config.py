@@ -165,6 +165,8 @@ KEYS: dict[str, Check] = {
     "input-shape": _texts,
     "approximate-borders": _flag,
     "keep-post-bn": _flag,
+    "freeze-initializers": _flag,
+    "assume-inference": _flag,
     "verify": _flag,
     "format": _format,
     "no-fusible": _flag,

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from onnxfuse.algebra import padded, weights
-from onnxfuse.algebra.form import Plane
 from onnxfuse.algebra.geometry import Geometry, Lengths
+from onnxfuse.algebra.source import Plane
 from onnxfuse.algebra.weights import Array
 
 Load = Callable[[], Array]

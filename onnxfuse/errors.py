@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class OnnxfuseError(Exception):
     """Base of every error that onnxfuse raises on purpose."""
@@ -12,4 +14,15 @@ class InputError(OnnxfuseError):
 
 
 class ProofError(OnnxfuseError):
-    """A fusion could not be proved equal; nothing was written."""
+    """A fusion could not be proved equal; nothing was written.
+
+    ``root`` is the tensor that the guilty region computes, empty where none is known, and
+    ``sizes`` are the shapes of its inputs at which it fails.
+    """
+
+    def __init__(
+        self, message: str, root: str = "", sizes: Mapping[str, tuple[int, ...]] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.root = root
+        self.sizes = dict(sizes or {})

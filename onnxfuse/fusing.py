@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,11 +13,14 @@ import onnx
 from onnxfuse import describe
 from onnxfuse.errors import InputError
 from onnxfuse.layout import Relaid
-from onnxfuse.model import io, tensors
+from onnxfuse.model import freeze, io, tensors
+from onnxfuse.model.freeze import Changes
 from onnxfuse.model.totals import count
 from onnxfuse.options import Options, Progress
 from onnxfuse.records import Kept, RegionError, RegionReport, Report, Verification
-from onnxfuse.rounds import Pass, Work, prepare, size_of, work
+from onnxfuse.refusal import Code
+from onnxfuse.rounds import Pass, Rounds, prepare, size_of
+from onnxfuse.scopes import Work, work
 from onnxfuse.version import __version__
 
 
@@ -47,16 +51,21 @@ def read(model: Any) -> io.Loaded:
 
 def plan_model(model: Any, options: Options) -> Report:
     """What would be done to a model and why not, reading no kernel."""
-    loaded = read(model)
-    done = work(loaded, options, _quiet, dry=True)
-    records = tuple(describe.layout(laid, None) for laid in done.laid) + tuple(
-        describe.region(replacement, one.plan.problem, None, dry=True)
-        for one in done.passes
-        for replacement in one.replacements
-    )
+    _, done, changes = _worked(model, options, _quiet, dry=True)
+    records: list[RegionReport] = []
+    for rounds in done.all:
+        found = [describe.layout(laid, None) for laid in rounds.laid]
+        found += (
+            describe.region(replacement, one.plan.problem, None, dry=True)
+            for one in rounds.passes
+            for replacement in one.replacements
+        )
+        records += (replace(record, scope=rounds.where) for record in found)
     after = count(*done.index, 0)
-    assumed = done.passes[0].plan.shapes.assumed
-    return Report(__version__, True, records, _kept(done), done.before, after, None, assumed)
+    assumed = done.main.problem.view.shapes.assumed
+    kept = _kept(done)
+    report = Report(__version__, True, tuple(records), kept, done.before, after, None, assumed)
+    return _stated(report, done, changes)
 
 
 def count_model(model: Any, options: Options) -> Report:
@@ -75,36 +84,96 @@ def explain_model(
     The whole model is not run, so an `InputError` or `ProofError` of `fuse_model` that comes
     before that run comes here too.
     """
-    loaded = read(model)
-    done = work(loaded, options, progress, dry=False)
-    records = _records(done, progress)
-    report = replace(_reported(loaded, done, records, None), planned=True)
-    return report, lambda: describe.others(done.passes[0].plan.problem, report)
+    loaded, done, changes = _worked(model, options, progress, dry=False)
+    records = [record for found in _records(done, progress) for record in found]
+    report = replace(_reported(loaded, done, records, None, changes), planned=True)
+    return report, lambda: [
+        replace(kept, scope=rounds.where)
+        for rounds in done.all
+        for kept in describe.others(rounds.problem, report.of(rounds.where))
+    ]
 
 
 def fuse_model(model: Any, options: Options, progress: Progress = _quiet) -> Result:
     """Fuse a model and prove the result; raises `ProofError` where that fails."""
-    loaded = read(model)
-    done = work(loaded, options, progress, dry=False)
-    records = _records(done, progress)
-    data = io.serialise(done.model) if records else loaded.data
+    if options.save_repro is not None:
+        from onnxfuse.verify.repro import check_place
+
+        check_place(options.save_repro)
+    loaded, done, changes = _worked(model, options, progress, dry=False)
+    with _saving(done, options):
+        proved = _records(done, progress)
+    records = [record for found in proved for record in found]
+    data = io.serialise(done.model) if records or changes.any else loaded.data
     verification = Verification("skipped", notes=("nothing was fused",))
     if records:
         verification = Verification("skipped", notes=("--no-verify was given",))
     if records and options.verify:
-        verification = _verify_whole(loaded, done, records, options, progress)
-    return Result(done.model, _reported(loaded, done, records, verification, data), data)
+        with _saving(done, options):
+            verification = _verify_whole(loaded, done, proved, options, progress)
+        if verification.runs:
+            notes = (*changes.judged, *verification.notes)
+            verification = replace(verification, notes=notes)
+    return Result(done.model, _reported(loaded, done, records, verification, changes, data), data)
 
 
-def _records(done: Work, progress: Progress) -> list[RegionReport]:
-    """The regions, proved and described."""
-    records = [describe.layout(laid, _prove_layout(laid)) for laid in done.laid]
-    for one in done.passes:
-        errors = _prove(one, progress)
-        records += (
-            describe.region(replacement, one.plan.problem, error, dry=False)
-            for replacement, error in zip(one.replacements, errors, strict=True)
-        )
+def _worked(
+    model: Any, options: Options, progress: Progress, *, dry: bool
+) -> tuple[io.Loaded, Work, Changes]:
+    """A model as the switches take it, the work on that, and what they changed."""
+    given = read(model)
+    if options.judged:
+        from onnxfuse.verify.given import check
+
+        check(given.model, options)
+    switches = {"freeze": options.freeze_initializers, "inference": options.assume_inference}
+    loaded, changes = freeze.changed(given, **switches)
+    done = work(loaded, options, progress, dry=dry)
+    if changes.any:
+        marked = freeze.noted(done.model, changes, __version__)
+        before = count(*prepare(given, options), size_of(given))
+        done = replace(done, model=marked, before=before)
+    return loaded, done, changes
+
+
+def _saving(done: Work, options: Options) -> AbstractContextManager[None]:
+    """What writes the guilty region where a proof fails and that was asked for."""
+    if options.save_repro is None:
+        return nullcontext()
+    regions = [(r, one.plan.view) for one in done.passes for r in one.replacements]
+    from onnxfuse.verify.repro import saving
+
+    origin = {new: old for rounds in done.all for new, old in rounds.origin.items()}
+    return saving(options.save_repro, regions, origin)
+
+
+def _stated(report: Report, done: Work, changes: Changes) -> Report:
+    """A report that says what the switches changed, and which of them would help."""
+    hints = []
+    model = done.main.original[0].model
+    if any(kept.code is Code.OVERRIDABLE for kept in report.refusals):
+        hints.append(freeze.hint(model))
+    return replace(
+        report,
+        frozen=changes.frozen,
+        inference=changes.inference,
+        overridable=len(freeze.overridable(model)),
+        notes=(*changes.notes, *hints),
+    )
+
+
+def _records(done: Work, progress: Progress) -> list[list[RegionReport]]:
+    """The regions of each graph, proved and described."""
+    records = []
+    for rounds in done.all:
+        found = [describe.layout(laid, _prove_layout(laid)) for laid in rounds.laid]
+        for one in rounds.passes:
+            errors = _prove(one, progress)
+            found += (
+                describe.region(replacement, one.plan.problem, error, dry=False)
+                for replacement, error in zip(one.replacements, errors, strict=True)
+            )
+        records.append([replace(record, scope=rounds.where) for record in found])
     return records
 
 
@@ -113,22 +182,27 @@ def _reported(
     done: Work,
     records: Sequence[RegionReport],
     verification: Verification | None,
+    changes: Changes,
     data: bytes = b"",
 ) -> Report:
     after = done.before
-    if records:
+    if records or changes.any:
         after = count(*done.index, size_of(loaded, done.model, data or io.serialise(done.model)))
-    assumed = done.passes[0].plan.shapes.assumed
+    assumed = done.main.problem.view.shapes.assumed
     kept = _kept(done)
-    return Report(
+    report = Report(
         __version__, False, tuple(records), kept, done.before, after, verification, assumed
     )
+    return _stated(report, done, changes)
 
 
 def _kept(done: Work) -> tuple[Kept, ...]:
     """The places of the given model that were left alone."""
-    problem = done.passes[0].plan.problem
-    return tuple(describe.kept(refusal, problem) for refusal in done.refusals)
+    return tuple(
+        replace(describe.kept(refusal, rounds.problem), scope=rounds.where)
+        for rounds in done.all
+        for refusal in rounds.refusals
+    )
 
 
 def _prove_layout(laid: Relaid) -> RegionError:
@@ -154,15 +228,35 @@ def _prove(found: Pass, progress: Progress) -> list[RegionError]:
 def _verify_whole(
     loaded: io.Loaded,
     done: Work,
-    records: Sequence[RegionReport],
+    proved: Sequence[Sequence[RegionReport]],
     options: Options,
     progress: Progress,
 ) -> Verification:
+    from onnxfuse.verify.nested import Body, fractions
     from onnxfuse.verify.whole import Subject, verify
 
-    graph, found, _ = done.original
+    graph, found, _ = done.main.original
+    regions = _places(done.main, proved[0])
+    bodies = [
+        Body(key[0], key[1], _places(rounds, records), rounds.original[1].types)
+        for (key, rounds), records in zip(done.inner.items(), proved[1:], strict=True)
+        if records
+    ]
+    floats = fractions(rounds.original[1].types for rounds in done.all)
+    base = None if loaded.base is None else str(loaded.base.resolve())
+    approximate = any(record.approximate for records in proved for record in records)
+    subject = Subject(
+        loaded.model, done.model, graph, found.types, regions, base, approximate, bodies, floats
+    )
+    return verify(subject, options, lambda text: progress(f"running {text}", 0, 0))
+
+
+def _places(
+    rounds: Rounds, records: Sequence[RegionReport]
+) -> dict[str, tuple[tuple[str, ...], float, float]]:
+    """The regions of one graph at its own tensors, with what they read and their error."""
+    graph, origin = rounds.original[0], rounds.origin
     present = graph.producer.keys() | graph.inputs_set
-    origin = done.origin
     measured = {
         r.root: (max(r.error.rms_original, r.error.rms_fused), r.error.scale)
         for r in records
@@ -173,16 +267,11 @@ def _verify_whole(
             tuple(present & {origin.get(name, name) for name in r.region.sources}),
             *measured[r.root],
         )
-        for one in done.passes
+        for one in rounds.passes
         for r in one.replacements
         if origin.get(r.root, r.root) in present
     }
-    for name in done.reordered:
+    for name in rounds.reordered:
         if origin.get(name, name) in present:
             regions.setdefault(origin.get(name, name), ((), 0.0, 0.0))
-    base = None if loaded.base is None else str(loaded.base.resolve())
-    approximate = any(record.approximate for record in records)
-    subject = Subject(loaded.model, done.model, graph, found.types, regions, base, approximate)
-    return verify(
-        subject, dict(options.input_shapes or {}), lambda text: progress(f"running {text}", 0, 0)
-    )
+    return regions

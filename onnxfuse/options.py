@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
 Progress = Callable[[str, int, int], None]
 
@@ -14,7 +15,12 @@ class Options:
     """What a user may choose. ``only`` and ``without`` are globs over node names.
 
     ``approximate_borders`` takes merges that hold in the interior alone; ``keep_post_bn`` leaves
-    each BatchNormalization that nothing linear reads.
+    each BatchNormalization that nothing linear reads. ``freeze_initializers`` takes weights out of
+    the inputs; ``assume_inference`` takes training-mode nodes to inference mode.
+
+    The rest is for the run of the whole model: ``input_data`` are its only inputs by name ("" being
+    the model's only one), ``seed`` draws others, ``rtol`` and ``atol`` judge outputs by name (""
+    being all). Where a proof fails, what is guilty is written to the directory ``save_repro``.
     """
 
     only: tuple[str, ...] = ()
@@ -23,6 +29,18 @@ class Options:
     verify: bool = True
     approximate_borders: bool = False
     keep_post_bn: bool = False
+    freeze_initializers: bool = False
+    assume_inference: bool = False
+    input_data: Mapping[str, Any] | None = None
+    seed: int | None = None
+    rtol: Mapping[str, float] = field(default_factory=dict)
+    atol: Mapping[str, float] = field(default_factory=dict)
+    save_repro: str | None = None
+
+    @property
+    def judged(self) -> bool:
+        """Whether anything was asked of the run of the whole model."""
+        return bool(self.input_data is not None or self.seed is not None or self.rtol or self.atol)
 
     def admits(self, label: str) -> bool:
         if any(fnmatchcase(label, pattern) for pattern in self.without):

@@ -167,7 +167,7 @@ def _verdicts(file: Examined) -> Iterator[Verdict]:
         if file.gate:
             change += " is exact and cheaper; run onnxfuse on the model"
         yield Verdict(
-            file.path, f"region {region.node}", "failed" if file.gate else "noted", change
+            file.path, f"region {region.place}", "failed" if file.gate else "noted", change
         )
     if file.gate and file.report is not None and not regions:
         yield Verdict(file.path, "nothing left to fuse", "passed", "")

@@ -15,8 +15,9 @@ import numpy as np
 from onnxfuse.algebra import expression as ex
 from onnxfuse.algebra import padded, weights
 from onnxfuse.algebra.expression import Kernel
-from onnxfuse.algebra.form import UNIT, Facts, Source, Term
+from onnxfuse.algebra.form import UNIT, Facts, Term
 from onnxfuse.algebra.geometry import Geometry
+from onnxfuse.algebra.source import Source
 from onnxfuse.algebra.weights import Array
 from onnxfuse.emit import Emitter, Load, MapAt, NewNode, Weight
 from onnxfuse.planning.known import channel_box

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from onnxfuse.refusal import ADVICE, Refusal
@@ -78,6 +78,15 @@ class Spread:
         return self.largest / self.median if self.median > 0 else None
 
 
+def placed(node: str, scope: str) -> str:
+    """A node with the body that it stands in.
+
+    >>> placed("conv", "then_branch of If 'if_3'")
+    "conv (then_branch of If 'if_3')"
+    """
+    return f"{node} ({scope})" if scope else node
+
+
 @dataclass(frozen=True, slots=True)
 class RegionReport:
     """One region: the tensor it computes, its nodes, and what they became.
@@ -86,7 +95,8 @@ class RegionReport:
     ``approximate``, that the region equals the original in the interior alone. ``estimate`` is
     the estimated time of the new operators over that of the old; ``drawn`` and ``drawn_after``
     are the operators before and after, ``ranges`` and ``ranges_after`` their kernels' ranges
-    (empty in a plan, which reads no kernel).
+    (empty in a plan, which reads no kernel). ``scope`` says which body the region stands in; it is
+    empty in the main graph.
     """
 
     root: str
@@ -105,6 +115,12 @@ class RegionReport:
     drawn_after: tuple[Operator, ...] = ()
     ranges: tuple[Spread, ...] = ()
     ranges_after: tuple[Spread, ...] = ()
+    scope: str = ""
+
+    @property
+    def place(self) -> str:
+        """The node, and where it is."""
+        return placed(self.node, self.scope)
 
     def to_dict(self) -> dict[str, Any]:
         """The region as a row of the JSON report; ``status`` is fused."""
@@ -112,6 +128,7 @@ class RegionReport:
         return {
             "root": self.root,
             "node": self.node,
+            "scope": self.scope or None,
             "status": "fused",
             "reason": None,
             "nodes": list(self.nodes),
@@ -135,21 +152,32 @@ class RegionReport:
 class Kept(Refusal):
     """A linear place that was left alone: a refusal with the tensor it stands at.
 
-    ``drawn`` are the operators of the merge that was refused, or the node alone.
+    ``drawn`` are the operators of the merge that was refused, or the node alone; ``scope`` the
+    body it stands in, empty in the main graph.
     """
 
     root: str = ""
     drawn: tuple[Operator, ...] = ()
+    scope: str = ""
+
+    @property
+    def place(self) -> str:
+        """The node, and where it is."""
+        return placed(self.node, self.scope)
 
     @property
     def advice(self) -> str:
         return ADVICE[self.code]
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.text} [{self.code}]"
 
     def to_dict(self) -> dict[str, Any]:
         """The place as a row of the JSON report; ``status`` is kept."""
         return {
             "root": self.root,
             "node": self.node,
+            "scope": self.scope or None,
             "status": "kept",
             "reason": {"code": self.code.value, "text": self.text, "advice": self.advice},
             "nodes": [operator.name for operator in self.drawn],
@@ -168,11 +196,16 @@ class Kept(Refusal):
 
 @dataclass(frozen=True, slots=True)
 class OutputError:
-    """A tensor of the whole-model run: relative RMS difference, and what is allowed."""
+    """A tensor of the whole-model run: relative RMS difference, and what is allowed.
+
+    Where a tolerance was given, every element was held against it, ``text`` says which, and
+    ``allowed`` is the relative RMS of a difference that reaches it everywhere.
+    """
 
     name: str
     rms: float
     allowed: float
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +255,12 @@ class Equivalence:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was done to a model, or would be (``planned``)."""
+    """What was done to a model, or would be (``planned``).
+
+    ``frozen`` are the weights that were taken out of the inputs and ``inference`` the nodes that
+    were taken to inference mode, where that was asked for; ``notes`` say so in words.
+    ``overridable`` counts the weights that callers may override.
+    """
 
     version: str
     planned: bool
@@ -232,10 +270,22 @@ class Report:
     after: Counts
     verification: Verification | None = None
     assumed: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
+    frozen: tuple[str, ...] = ()
+    inference: tuple[str, ...] = ()
+    overridable: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def changed(self) -> bool:
-        return bool(self.regions)
+        return bool(self.regions or self.frozen or self.inference)
+
+    def of(self, scope: str) -> Report:
+        """The part that speaks of one body, or of the main graph."""
+        return replace(
+            self,
+            regions=tuple(region for region in self.regions if region.scope == scope),
+            refusals=tuple(kept for kept in self.refusals if kept.scope == scope),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries and lists, ready for JSON; `report/schema.json` describes them."""
@@ -247,13 +297,18 @@ class Report:
             "regions": [r.to_dict() for r in self.regions] + [r.to_dict() for r in self.refusals],
             "verification": None if self.verification is None else asdict(self.verification),
             "assumed": {name: list(shape) for name, shape in self.assumed.items()},
+            "frozen": list(self.frozen),
+            "inference": list(self.inference),
+            "overridable": self.overridable,
+            "notes": list(self.notes),
         }
 
     def __str__(self) -> str:
         verb = "would be fused" if self.planned else "fused"
         lines = [f"{len(self.regions)} region(s) {verb}, {len(self.refusals)} place(s) left alone"]
-        lines += [f"  {r.node}: {r.was} -> {r.became}" for r in self.regions]
+        lines += [f"  {r.place}: {r.was} -> {r.became}" for r in self.regions]
         lines += [f"  {refusal}" for refusal in self.refusals]
+        lines += [f"  {note}" for note in self.notes]
         lines.append(
             f"  Conv {self.before.conv} -> {self.after.conv}, "
             f"nodes {self.before.nodes} -> {self.after.nodes}, "

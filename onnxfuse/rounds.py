@@ -1,13 +1,14 @@
 """Rounds of planning and replacing, until nothing is left to gain.
 
 Each round takes the layout of operators first, so that Transposes stand in nobody's way, then
-plans, realises and splices. A round without result is the last.
+plans, realises and splices. A round without result is the last. What a model holds below its main
+graph is for `onnxfuse.scopes`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import onnx
 
@@ -20,14 +21,12 @@ from onnxfuse.model import io, shapes, splice, tensors
 from onnxfuse.model.constants import Constants, analyse
 from onnxfuse.model.graph import Graph
 from onnxfuse.model.shapes import Shape, Shapes
-from onnxfuse.model.totals import count
 from onnxfuse.options import Options, Progress
 from onnxfuse.planning.problem import Problem
 from onnxfuse.planning.reasons import refusals
 from onnxfuse.planning.region import Region
 from onnxfuse.planning.search import solve
 from onnxfuse.realise import Replacement, realise
-from onnxfuse.records import Counts
 from onnxfuse.refusal import Code, Refusal
 from onnxfuse.version import __version__
 
@@ -155,15 +154,31 @@ class Pass:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """All rounds on a model: the index and totals it had, and the result with its index."""
+class Given:
+    """What every round is given. ``dry`` reads no kernel: constants have shapes only.
 
-    passes: list[Pass]
-    laid: list[Relaid]
-    model: onnx.ModelProto
-    before: Counts
+    ``pending`` are the constants that rounds have made, which no file holds yet.
+    """
+
+    options: Options
+    progress: Progress
+    dry: bool
+    pending: dict[str, Weight]
+
+
+@dataclass(slots=True)
+class Rounds:
+    """All rounds on one graph, and the index it had. ``where`` is empty for the main graph."""
+
     original: Index
-    index: Index
+    where: str = ""
+    passes: list[Pass] = field(default_factory=list)
+    laid: list[Relaid] = field(default_factory=list)
+
+    @property
+    def problem(self) -> Problem:
+        """The graph as it was given, or as it was once its layout was chosen."""
+        return self.passes[0].plan.problem
 
     @property
     def refusals(self) -> tuple[Refusal, ...]:
@@ -189,40 +204,34 @@ class Work:
             found |= {new: found.get(old, old) for new, old in laid.edits.origin.items()}
         return found
 
+    def run(
+        self,
+        model: onnx.ModelProto,
+        index: Index,
+        analysed: Callable[[onnx.ModelProto], Index],
+        given: Given,
+    ) -> tuple[onnx.ModelProto, Index]:
+        """Plan and replace until nothing is left to gain; the given model where nothing is.
 
-def work(loaded: io.Loaded, options: Options, progress: Progress, *, dry: bool) -> Work:
-    """Plan and replace until nothing is left to gain, so that a second run changes nothing.
-
-    Most models need one round. ``dry`` reads no kernel: constants have shapes only.
-    """
-    original = index = prepare(loaded, options)
-    before = count(*index, size_of(loaded))
-    model = loaded.model
-    pending: dict[str, Weight] = {}
-    passes: list[Pass] = []
-    laid: list[Relaid] = []
-
-    def analysed() -> Index:
-        graph = Graph(model)
-        return graph, *analyse(graph, loaded.base, dict(options.input_shapes or {}), pending)
-
-    for _ in range(MAX_PASSES):
-        for _ in range(MAX_PASSES):  # groups may meet once others have moved
-            moved = relaid(model, View(*index), options.admits, _build)
-            if moved is None:
+        Most models need one round.
+        """
+        for _ in range(MAX_PASSES):
+            for _ in range(MAX_PASSES):  # groups may meet once others have moved
+                moved = relaid(model, View(*index), given.options.admits, _build)
+                if moved is None:
+                    break
+                self.laid.append(moved)
+                model = valid(moved.model, index[0])
+                index = analysed(model)
+            found = _one_pass(*index, given.options, given.progress, dry=given.dry)
+            self.passes.append(found)
+            if not found.replacements:
                 break
-            laid.append(moved)
-            model = _valid(moved.model, index[0])
-            index = analysed()
-        found = _one_pass(*index, options, progress, dry=dry)
-        passes.append(found)
-        if not found.replacements:
-            break
-        model = _spliced(model, found, dry=dry)
-        for replacement in found.replacements:
-            pending.update(replacement.weights)
-        index = analysed()
-    return Work(passes, laid, marked(model, passes), before, original, index)
+            model = _spliced(model, found, dry=given.dry)
+            for replacement in found.replacements:
+                given.pending.update(replacement.weights)
+            index = analysed(model)
+        return model, index
 
 
 def _build(nodes: list[NewNode]) -> list[onnx.NodeProto]:
@@ -279,7 +288,7 @@ def _spliced(model: onnx.ModelProto, found: Pass, *, dry: bool) -> onnx.ModelPro
         __version__,
         dry=dry,
     )
-    return _valid(fused, found.plan.graph)
+    return valid(fused, found.plan.graph)
 
 
 def marked(model: onnx.ModelProto, passes: Sequence[Pass]) -> onnx.ModelProto:
@@ -292,10 +301,10 @@ def marked(model: onnx.ModelProto, passes: Sequence[Pass]) -> onnx.ModelProto:
     return splice.noted(model, text)
 
 
-def _valid(model: onnx.ModelProto, before: Graph) -> onnx.ModelProto:
+def valid(model: onnx.ModelProto, before: Graph) -> onnx.ModelProto:
     """``model``, if it is valid and its nodes are in order where they were."""
     try:
-        graph = Graph(model)
+        graph = Graph(model, before.outside)
         shapes.check(graph)
         if before.order == before.nodes and graph.order != graph.nodes:
             raise InputError("its nodes are out of order")

@@ -15,9 +15,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from onnxfuse.algebra import expression as ex
-from onnxfuse.algebra.form import Facts, Form, Source
+from onnxfuse.algebra.form import Facts, Form
 from onnxfuse.algebra.geometry import Axis, Geometry
 from onnxfuse.algebra.laws import Convolve
+from onnxfuse.algebra.source import Source
 from onnxfuse.refusal import Refusal
 
 EXACT = Facts(2.0**-53)

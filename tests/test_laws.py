@@ -26,7 +26,8 @@ from onnxfuse.algebra import geometry as geo
 from onnxfuse.algebra import padded, weights
 from onnxfuse.algebra.form import Form
 from onnxfuse.algebra.geometry import Axis, Geometry
-from onnxfuse.algebra.laws import Concat, Scale, Select, Sum
+from onnxfuse.algebra.joining import Concat, Select
+from onnxfuse.algebra.laws import Scale, Sum
 from onnxfuse.algebra.layouts import Permute
 from onnxfuse.evaluate.linear import conv
 from onnxfuse.refusal import Code, Refusal

@@ -12,18 +12,8 @@ from dataclasses import dataclass, replace
 
 from onnxfuse.algebra.expression import Kernel
 from onnxfuse.algebra.form import Facts, Form, Outer
-from onnxfuse.algebra.laws import (
-    LAYOUT,
-    Alias,
-    Concat,
-    Convolve,
-    Law,
-    Linear,
-    Scale,
-    Select,
-    Sum,
-    sequence,
-)
+from onnxfuse.algebra.joining import Concat, Select
+from onnxfuse.algebra.laws import LAYOUT, Alias, Convolve, Law, Linear, Scale, Sum, sequence
 from onnxfuse.algebra.layouts import Permute, Squeeze, Unsqueeze
 from onnxfuse.algebra.reshaping import Reshape
 from onnxfuse.refusal import Code, Refusal

@@ -15,8 +15,9 @@ import numpy as np
 
 from onnxfuse.algebra import expression as ex
 from onnxfuse.algebra.borders import bordered, joined_border
-from onnxfuse.algebra.form import Facts, Form, Side, Source, Term
+from onnxfuse.algebra.form import Facts, Form, Side, Term
 from onnxfuse.algebra.laws import LAYOUT, Loader
+from onnxfuse.algebra.source import Source
 from onnxfuse.algebra.weights import Array
 from onnxfuse.refusal import Code, Refusal
 

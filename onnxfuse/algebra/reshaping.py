@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from onnxfuse.algebra import expression as ex
-from onnxfuse.algebra.form import Facts, Form, Reshaped, Source, Term, coalesce
+from onnxfuse.algebra.form import Facts, Form, Term, coalesce
 from onnxfuse.algebra.geometry import IDENTITY
+from onnxfuse.algebra.source import Reshaped, Source
 from onnxfuse.refusal import Code, Refusal
 
 Place = tuple[int, int, int]

@@ -79,6 +79,13 @@ def fuse_parser() -> argparse.ArgumentParser:
         default=None,
         help="skip the run of the whole model in onnxruntime (regions are always proved)",
     )
+    _add_run(found)
+    _add_tolerance(found, "the original", "the derived one; regions are proved as ever")
+    found.add_argument(
+        "--save-repro",
+        metavar="DIR",
+        help="where a proof fails, write the guilty region's nodes and inputs to this directory",
+    )
     _add_report(found)
     _add_common(found)
     found.add_argument("--version", action="version", version=f"onnxfuse {__version__}")
@@ -191,14 +198,8 @@ def verify_parser() -> argparse.ArgumentParser:
     found = _parser("onnxfuse verify", VERIFY, CODES)
     found.add_argument("left", metavar="A", help="the model to trust")
     found.add_argument("right", metavar="B", help="the model to compare with it")
-    for name, meaning in (("rtol", "times |A|"), ("atol", "outright")):
-        found.add_argument(
-            f"--{name}",
-            metavar="[OUTPUT:]1e-4",
-            action="append",
-            default=[],
-            help=f"difference allowed in each element, {meaning}, instead of the measured one",
-        )
+    _add_tolerance(found, "|A|", "the measured one")
+    _add_run(found)
     _add_shapes(found)
     _add_common(found)
     found.set_defaults(command="verify")
@@ -316,6 +317,28 @@ def _add_shapes(found: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_run(found: argparse.ArgumentParser) -> None:
+    inputs = found.add_mutually_exclusive_group()
+    inputs.add_argument(
+        "--input-data",
+        metavar="FILE.npz",
+        help="run the whole model on these inputs alone: an .npz file that names an array for each "
+        "input, or an .npy file where there is one",
+    )
+    inputs.add_argument("--seed", metavar="N", help="draw the inputs of that run with this seed")
+
+
+def _add_tolerance(found: argparse.ArgumentParser, size: str, replaced: str) -> None:
+    for name, meaning in (("rtol", f"times {size}"), ("atol", "outright")):
+        found.add_argument(
+            f"--{name}",
+            metavar="[OUTPUT:]1e-4",
+            action="append",
+            default=[],
+            help=f"difference allowed in each element, {meaning}, instead of {replaced}",
+        )
+
+
 def _add_fusing(found: argparse.ArgumentParser) -> None:
     _add_shapes(found)
     found.add_argument(
@@ -341,6 +364,19 @@ def _add_fusing(found: argparse.ArgumentParser) -> None:
         action="store_true",
         default=None,
         help="leave each BatchNormalization that nothing linear reads, for quantisation recipes",
+    )
+    found.add_argument(
+        "--freeze-initializers",
+        action="store_true",
+        default=None,
+        help="take weights that are also graph inputs out of the inputs, so that they can be "
+        "fused; callers can no longer override them",
+    )
+    found.add_argument(
+        "--assume-inference",
+        action="store_true",
+        default=None,
+        help="take BatchNormalization and Dropout in training mode to inference mode",
     )
 
 

@@ -15,6 +15,7 @@ from onnxfuse.cli.examine import (
     options,
     page_data,
     page_place,
+    said,
     unmatched,
     write_page,
 )
@@ -35,7 +36,7 @@ def run(chosen: argparse.Namespace, config: Config) -> Outcome:
         for index, path in enumerate(meant.files):
             report(path, index, len(meant.files))
             found.append(examined(path, partial(gate.examine, path, meant.rules(path))))
-    notes = list(gate.notes)
+    notes = [*gate.notes, *said(found)]
     if gate.fusible and all(file.failure is None for file in found):
         notes += unmatched(gate.options, chosen)
     if gate.updates:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from onnxfuse.budget import Baseline
 from onnxfuse.cli.arguments import parse_shape
 from onnxfuse.errors import InputError, ProofError
 from onnxfuse.options import Options
 from onnxfuse.outcome import Examined, Exit, Failure, Outcome
+
+_SEED = re.compile("[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,65 @@ def options(chosen: argparse.Namespace) -> Watched:
         verify=not chosen.no_verify,
         approximate_borders=bool(chosen.approximate_borders),
         keep_post_bn=bool(chosen.keep_post_bn),
+        freeze_initializers=bool(chosen.freeze_initializers),
+        assume_inference=bool(chosen.assume_inference),
+        **(_asked(chosen) if chosen.command == "fuse" else {}),
     )
+
+
+def _asked(chosen: argparse.Namespace) -> dict[str, Any]:
+    """What a command line asks of the run of the whole model."""
+    return {
+        "input_data": input_data(chosen),
+        "seed": seed(chosen),
+        "rtol": tolerance(chosen.rtol, "--rtol"),
+        "atol": tolerance(chosen.atol, "--atol"),
+        "save_repro": chosen.save_repro,
+    }
+
+
+def input_data(chosen: argparse.Namespace) -> dict[str, Any] | None:
+    """The arrays of the file that --input-data names."""
+    if chosen.input_data is None:
+        return None
+    from onnxfuse.verify import given
+
+    return given.read(chosen.input_data)
+
+
+def seed(chosen: argparse.Namespace) -> int | None:
+    """The seed that was given."""
+    text = chosen.seed
+    if text is not None and not _SEED.fullmatch(text):
+        raise InputError(f"--seed {text!r} is not a whole number from 0 on")
+    return None if text is None else int(text)
+
+
+def tolerance(texts: Sequence[str], option: str) -> dict[str, float]:
+    """Tolerances by output name, empty for all outputs."""
+    found = {}
+    for text in texts:
+        name, _, number = text.rpartition(":")
+        try:
+            value = float(number) if number.isascii() else -1.0
+        except ValueError:
+            value = -1.0
+        if not 0 <= value < float("inf"):
+            raise InputError(f"{option} {text!r} is not of the form 1e-4 or OUTPUT:1e-4")
+        found[name] = value
+    return found
 
 
 def shapes(chosen: argparse.Namespace) -> dict[str, tuple[int, ...]]:
     """The sizes of dynamic inputs that were given."""
     return dict(parse_shape(text) for text in chosen.input_shape)
+
+
+def said(found: Sequence[Examined]) -> Iterator[str]:
+    """What the reports of models say in words, each with its model where there are several."""
+    for file in found:
+        for note in file.report.notes if file.report is not None else ():
+            yield note if len(found) == 1 else f"{file.path}: {note}"
 
 
 def unmatched(wanted: Watched, chosen: argparse.Namespace) -> Iterator[str]:

@@ -14,6 +14,7 @@ from onnxfuse.cli.examine import (
     options,
     page_data,
     page_place,
+    said,
     unmatched,
     write_page,
 )
@@ -29,7 +30,7 @@ def run(chosen: argparse.Namespace) -> Outcome:
     wanted = options(chosen)
     page = page_place(chosen, chosen.input)
     found = examined(chosen.input, lambda: _explain(chosen, wanted))
-    notes = () if found.failure is not None else tuple(unmatched(wanted, chosen))
+    notes = () if found.failure is not None else (*said((found,)), *unmatched(wanted, chosen))
     outcome = Outcome("explain", (found,), None, __version__, notes)
     write_page(page, page_data(page, outcome))
     return outcome

@@ -11,6 +11,7 @@ from onnxfuse.cli.examine import (
     options,
     page_data,
     page_place,
+    said,
     unmatched,
     write_page,
 )
@@ -29,7 +30,7 @@ def run(chosen: argparse.Namespace) -> Outcome:
     page = page_place(chosen, chosen.input, chosen.output)
     io.check_kept(chosen.input, place.parent, filter(None, (chosen.output, chosen.report)))
     found = examined(chosen.input, lambda: _fuse(chosen, wanted, place, page))
-    notes = () if found.failure is not None else tuple(unmatched(wanted, chosen))
+    notes = () if found.failure is not None else (*said((found,)), *unmatched(wanted, chosen))
     outcome = Outcome("fuse", (found,), None, __version__, notes)
     if found.output is None:  # else the page is written, or known not to be
         write_page(page, page_data(page, outcome))
@@ -43,7 +44,7 @@ def _fuse(chosen: argparse.Namespace, wanted: Watched, place: Path, page: Path |
     with progress(enabled=not chosen.quiet) as report:
         result = fuse_model(chosen.input, wanted, report)
     found = Examined(chosen.input, result.report, output=chosen.output)
-    notes = tuple(unmatched(wanted, chosen))
+    notes = (*said((found,)), *unmatched(wanted, chosen))
     drawn = page_data(page, Outcome("fuse", (found,), None, __version__, notes))
     io.carry_external_data(result.model, io.base_of(chosen.input), place.parent)
     io.write(place, result.data)

@@ -10,7 +10,8 @@ import numpy as np
 
 from onnxfuse.algebra import expression as ex
 from onnxfuse.algebra.geometry import Axis, Geometry
-from onnxfuse.algebra.laws import Alias, Concat, Convolve, Law, Select
+from onnxfuse.algebra.joining import Concat, Select
+from onnxfuse.algebra.laws import Alias, Convolve, Law
 from onnxfuse.algebra.layouts import Permute, Squeeze, Unsqueeze
 from onnxfuse.algebra.padding import Pad
 from onnxfuse.evaluate.tensor import slice_of, split_sizes

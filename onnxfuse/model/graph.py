@@ -1,7 +1,8 @@
 """A read-only index over a ModelProto's main graph, in neutral terms.
 
 Nodes are seen in a topological order whatever order the file has; the proto is never changed
-here. Tensors that another scope reads (subgraph captures) count as read from outside.
+here. Tensors that another scope reads (subgraph captures) count as read from outside. A body may
+stand as a main graph: then `Outside` says what is around it.
 """
 
 from __future__ import annotations
@@ -49,11 +50,20 @@ class Node:
         return self.inputs[position] if position < len(self.inputs) else ""
 
 
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """What is around a graph that is part of a larger one: tensors read there, names in use."""
+
+    read: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()
+
+
 class Graph:
     """Producers, consumers, outer readers and a topological order of one model."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, outside: Outside | None = None) -> None:
         self.model = model
+        self.outside = outside
         proto = model.graph
         _check_names(proto)
         self.nodes = [_node(index, node) for index, node in enumerate(proto.node)]
@@ -72,10 +82,11 @@ class Graph:
             for name in dict.fromkeys(node.inputs):
                 if name:
                     self.consumers.setdefault(name, []).append(node)
-        self.captured = set(_captured(proto))
+        self._beyond = set(outside.read) if outside is not None else set()
         for info in model.training_info:
             for inner in (info.initialization, info.algorithm):
-                self.captured.update(_all_names(inner))
+                self._beyond.update(all_names(inner))
+        self.captured = self._beyond.union(_captured(proto))
         self.order = self._sorted()
 
     @cached_property
@@ -140,16 +151,21 @@ class Graph:
         """Whether a tensor is a graph output or read from another scope."""
         return name in self.outputs_set or name in self.captured
 
+    def read_beyond(self, name: str) -> bool:
+        """Whether a tensor is read from outside this graph and all that is nested in it."""
+        return name in self._beyond
+
     def names(self) -> set[str]:
         """Every tensor and node name in use in any scope."""
-        used = set(_all_names(self.model.graph))
+        used = set(all_names(self.model.graph))
+        used.update(self.outside.names if self.outside is not None else ())
         used.update(value.name for value in self.model.graph.value_info)
         return used
 
 
 def _check_names(graph: onnx.GraphProto) -> None:
     """Refuse names that are not text; protobuf hands those out as bytes."""
-    found = [name for name in _all_names(graph) if not isinstance(name, str)]
+    found = [name for name in all_names(graph) if not isinstance(name, str)]
     found += [node.op_type for node in graph.node if not isinstance(node.op_type, str)]
     found += [node.domain for node in graph.node if not isinstance(node.domain, str)]
     if found:
@@ -200,7 +216,8 @@ def _captured(graph: onnx.GraphProto) -> Iterator[str]:
             stack.extend(walk.subgraphs(node))
 
 
-def _all_names(graph: onnx.GraphProto) -> Iterator[str]:
+def all_names(graph: onnx.GraphProto) -> Iterator[str]:
+    """The names of all tensors and nodes of a graph and of those nested in it."""
     stack = [graph]
     while stack:
         inner = stack.pop()

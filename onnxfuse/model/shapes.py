@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxfuse.errors import InputError
+from onnxfuse.model import tensors, walk
 from onnxfuse.model.graph import Graph
 
 Shape = tuple[int | None, ...]
@@ -180,10 +183,26 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[tuple[str, int, Shape | None]]:
         yield value.name, kind.elem_type, shape
 
 
+def _fill(tensor: TensorProto) -> None:
+    """Put zeros for data that is not in the file, which onnx would look for where it runs."""
+    if tensor.data_location != TensorProto.EXTERNAL:
+        return
+    tensor.ClearField("data_location")
+    del tensor.external_data[:]
+    if tensor.data_type in tensors.FLOATS:
+        tensor.raw_data = bytes(prod(tensor.dims) * tensors.dtype_of(tensor.data_type).itemsize)
+    else:
+        tensor.CopyFrom(numpy_helper.from_array(np.zeros(0, np.int64), tensor.name))
+
+
 def check(graph: Graph) -> None:
     """Raise `InputError` with onnx's own finding where the model breaks the specification."""
     skeleton = _skeleton(graph, {})
+    for tensor in walk.stored(skeleton):
+        _fill(tensor)
     for value in (*skeleton.graph.input, *skeleton.graph.output):
+        if graph.outside is not None and not value.HasField("type"):  # functions declare none
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
         if value.type.HasField("tensor_type"):  # runtimes accept an unknown rank, onnx does not
             value.type.tensor_type.shape.SetInParent()
     try:

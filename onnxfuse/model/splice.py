@@ -172,12 +172,12 @@ def drop_entries(entries: Any, unwanted: Callable[[Any], bool]) -> None:
 
 
 def noted(model: onnx.ModelProto, text: str) -> onnx.ModelProto:
-    """A copy of ``model`` whose metadata says ``text`` under `PROVENANCE`."""
+    """A copy of ``model`` whose metadata says ``text`` under `PROVENANCE`, behind what it said."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     entry = next((e for e in copy.metadata_props if e.key == PROVENANCE), None)
     if entry is None:
         entry = copy.metadata_props.add()
         entry.key = PROVENANCE
-    entry.value = text
+    entry.value = f"{entry.value}; {text}" if entry.value else text
     return copy

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from onnxfuse.algebra.laws import Alias, Concat, Linear, Scale, Select, Sum
+from onnxfuse.algebra.joining import Concat, Select
+from onnxfuse.algebra.laws import Alias, Linear, Scale, Sum
 from onnxfuse.algebra.layouts import Permute
 from onnxfuse.algebra.reshaping import Reshape
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from math import prod
 
 from onnxfuse.algebra import padded
-from onnxfuse.algebra.form import Form, Outer, Source, Term
+from onnxfuse.algebra.form import Form, Outer, Term
 from onnxfuse.algebra.geometry import Geometry
+from onnxfuse.algebra.source import Source
 from onnxfuse.planning import cost
 from onnxfuse.planning.cost import Cost
 from onnxfuse.planning.problem import Problem

@@ -12,12 +12,14 @@ from functools import cached_property
 from math import prod
 
 from onnxfuse.algebra.commuting import Pool
-from onnxfuse.algebra.form import Facts, Form, Source
+from onnxfuse.algebra.form import Facts, Form
 from onnxfuse.algebra.geometry import Axis, Geometry
-from onnxfuse.algebra.laws import Alias, Concat, Convolve, Law, Linear, Scale, Select
+from onnxfuse.algebra.joining import Concat, Select
+from onnxfuse.algebra.laws import Alias, Convolve, Law, Linear, Scale
 from onnxfuse.algebra.layouts import Permute, Squeeze, Unsqueeze
 from onnxfuse.algebra.maps import AddMap
 from onnxfuse.algebra.reshaping import Reshape
+from onnxfuse.algebra.source import Source
 from onnxfuse.lift import Lifted, View, lift
 from onnxfuse.lift.activations import activation_nodes
 from onnxfuse.lift.matrix import is_bias

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 from onnxfuse.algebra.borders import without_border
 from onnxfuse.algebra.commuting import applied
-from onnxfuse.algebra.form import Facts, Form, Source, Term, interior
+from onnxfuse.algebra.form import Facts, Form, Term, interior
 from onnxfuse.algebra.geometry import Geometry
 from onnxfuse.algebra.laws import Convolve
 from onnxfuse.algebra.reshaping import Reshape
+from onnxfuse.algebra.source import Source
 from onnxfuse.planning.cost import Cost
 from onnxfuse.planning.cover import cover
 from onnxfuse.planning.problem import Problem, Step

@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from onnxfuse.algebra.laws import Concat, Sum
+from onnxfuse.algebra.joining import Concat
+from onnxfuse.algebra.laws import Sum
 from onnxfuse.algebra.layouts import Permute
 from onnxfuse.planning.cost import Cost
 from onnxfuse.planning.problem import Problem

@@ -53,6 +53,10 @@ def _examined(file: Examined) -> dict[str, Any]:
         "regions": [],
         "verification": None,
         "assumed": {},
+        "frozen": [],
+        "inference": [],
+        "overridable": 0,
+        "notes": [],
     }
     if file.report is not None:
         held = file.report.to_dict()

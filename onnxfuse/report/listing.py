@@ -64,7 +64,7 @@ def _result(file: Examined) -> str:
 
 
 def _fusible(region: RegionReport) -> Text:
-    text = Text(f"{shortened(clean(region.node))}: {region.was}")
+    text = Text(f"{shortened(clean(region.place))}: {region.was}")
     text.append(f" → {region.became}", style="green")
     return text
 

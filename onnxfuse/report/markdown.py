@@ -95,6 +95,8 @@ def _file(file: Examined) -> Iterator[str]:
         yield from _more(len(report.refusals))
     if report.verification is not None:
         yield from (f"Whole model in onnxruntime: {plain(report.verification.status)}", "")
+    for note in report.notes:
+        yield from (f"Note: {plain(note)}", "")
 
 
 def _more(count: int) -> Iterator[str]:
@@ -110,7 +112,7 @@ def _totals(before: Counts, after: Counts) -> Iterator[Sequence[str]]:
 def _region(region: RegionReport) -> Sequence[str]:
     ratio = region.error.ratio if region.error is not None else None
     return (
-        code(region.node),
+        code(region.place),
         plain(f"{region.was} → {region.became}"),
         f"{number(region.before.macs)} → {number(region.after.macs)}",
         f"{number(region.before.parameters)} → {number(region.after.parameters)}",
@@ -119,7 +121,7 @@ def _region(region: RegionReport) -> Sequence[str]:
 
 
 def _kept(kept: Kept) -> Sequence[str]:
-    return code(kept.node), f"{plain(kept.text)} ({code(kept.code.value)})", plain(kept.advice)
+    return code(kept.place), f"{plain(kept.text)} ({code(kept.code.value)})", plain(kept.advice)
 
 
 def _compared(found: Compared) -> Iterator[str]:

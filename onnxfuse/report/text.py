@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxfuse.outcome import Examined, Outcome
-from onnxfuse.records import Counts, RegionReport, Report, Verification
+from onnxfuse.records import Counts, OutputError, RegionReport, Report, Verification
 from onnxfuse.report import listing, tree
 from onnxfuse.report.names import clean, number, shortened, spreads, totals
 
@@ -50,6 +50,10 @@ def show(report: Report, console: Console, *, verbose: bool = False) -> None:
             _show_expressions(report.regions, console)
         console.print(_totals(report.before, report.after))
         console.print()
+    elif report.changed:
+        console.print(
+            "Nothing to fuse: the output is the input, but for what the switches changed."
+        )
     else:
         console.print("Nothing to fuse: the output is the input, byte for byte.")
     _show_refusals(report, console, verbose)
@@ -66,7 +70,7 @@ def show(report: Report, console: Console, *, verbose: bool = False) -> None:
 def _show_expressions(regions: tuple[RegionReport, ...], console: Console) -> None:
     """What each region computes, ∘ for composition, and the nodes it stood in."""
     for region in regions:
-        console.print(Text(clean(region.node), style="bold"))
+        console.print(Text(clean(region.place), style="bold"))
         console.print(Text(f"  = {clean(region.expression)}"))
         nodes = ", ".join(clean(node) for node in region.nodes)
         console.print(Text(f"  from {nodes}", style="dim"))
@@ -86,7 +90,7 @@ def _regions(regions: tuple[RegionReport, ...]) -> Table:
         text = Text(region.was)
         text.append(f" → {region.became}", style="green")
         table.add_row(
-            Text(shortened(clean(region.node))),
+            Text(shortened(clean(region.place))),
             text,
             f"{before.conv}→{after.conv}",
             f"{number(before.macs)}→{number(after.macs)}",
@@ -120,7 +124,7 @@ def _show_refusals(report: Report, console: Console, verbose: bool) -> None:
     shown = report.refusals if verbose else report.refusals[:SHOWN_REFUSALS]
     console.print(Text("Left alone", style="bold"))
     for refusal in shown:
-        line = Text(f"  {clean(refusal.node)}: {clean(refusal.text)} ")
+        line = Text(f"  {clean(refusal.place)}: {clean(refusal.text)} ")
         line.append(f"[{refusal.code.value}]", style="yellow")
         console.print(line)
     rest = len(report.refusals) - len(shown)
@@ -151,6 +155,13 @@ def _show_proof(report: Report, console: Console) -> None:
         _show_verification(report.verification, console)
 
 
+def _allowance(output: OutputError) -> str:
+    """What an output may differ by, and why."""
+    if output.text:
+        return f"each element being within the tolerance ({output.text})"
+    return f"rounding explains {output.allowed:.1e}"
+
+
 def _show_verification(found: Verification, console: Console) -> None:
     if found.status == "passed":
         worst = max(
@@ -160,7 +171,7 @@ def _show_verification(found: Verification, console: Console) -> None:
         if worst is not None:
             detail = (
                 f": {clean(worst.name)!r} differs by {worst.rms:.1e} relative RMS, "
-                f"rounding explains {worst.allowed:.1e}"
+                f"{_allowance(worst)}"
             )
         runs = " and ".join(clean(run) for run in found.runs)
         console.print(f"Whole model equal in onnxruntime at {runs}{detail}.")

@@ -51,7 +51,7 @@ def _summary(report: Report) -> str:
 
 
 def _region(region: RegionReport, console: Console, verbose: bool) -> None:
-    head = Text(clean(region.node), style="bold")
+    head = Text(clean(region.place), style="bold")
     head.append(" becomes ", style="not bold")
     head.append(clean(_words(region.drawn_after) or region.became), style="green")
     console.print(grown(region.drawn, region.root, head))
@@ -79,7 +79,7 @@ def _change(region: RegionReport) -> str:
 
 
 def _kept(kept: Kept, console: Console) -> None:
-    head = Text(clean(kept.node or kept.root), style="bold")
+    head = Text(clean(kept.place if kept.node else kept.root), style="bold")
     head.append(" stays ", style="not bold")
     head.append(f"[{kept.code.value}]", style="not bold yellow")
     console.print(grown(kept.drawn, kept.drawn[-1].outputs[0] if kept.drawn else "", head))

@@ -25,6 +25,7 @@ from onnxfuse.model.shapes import Shape
 from onnxfuse.records import Difference, Equivalence
 from onnxfuse.verify import trials as running
 from onnxfuse.verify.draws import Ranges, rungs
+from onnxfuse.verify.given import matched
 from onnxfuse.verify.judge import ACCEPT, MEND, Bounds, Finding, constant, judge
 from onnxfuse.verify.pairing import (
     KINDS,
@@ -58,9 +59,12 @@ def compare(
     shapes: Mapping[str, Shape] | None = None,
     tolerance: Tolerance | None = None,
     progress: Callable[[str], None] = lambda _: None,
+    data: Mapping[str, Any] | None = None,
+    seed: int | None = None,
 ) -> Equivalence:
     """Run both models and judge every output; ``shapes`` gives sizes of open inputs.
 
+    ``data`` are the only inputs to run, by name; else inputs are drawn, with ``seed``.
     Where an output holds integers, booleans or text, ``rms`` and ``allowed`` of its `Difference`
     are the fractions of elements that differ and may differ; where a tolerance is given,
     ``allowed`` is 0 and the text says how many elements are beyond it. Raises `InputError` where
@@ -80,7 +84,14 @@ def compare(
         text = f"input {odd[0]!r} is not a tensor of a known type, so nothing was run"
         return Equivalence("not-run", notes=(*notes, text))
     bounds = {pair.name: tolerance.of(pair.name) for pair in pairs}
-    run = _Comparison(a, b, given, shapes or {}, pairs, bounds, progress, notes)
+    feed = None
+    if data is not None:
+        feed = dict(matched(data, given, shapes or {}))
+        notes.append("the inputs are those that were given; no others were drawn")
+    elif seed is not None:
+        notes.append(f"the inputs were drawn with seed {seed}")
+    drawn = SEED if seed is None else seed
+    run = _Comparison(a, b, given, shapes or {}, pairs, bounds, progress, notes, feed, drawn)
     try:
         return run.concluded()
     except CannotRunError as error:
@@ -99,24 +110,29 @@ class _Comparison:
     bounds: Mapping[str, Bounds | None]
     progress: Callable[[str], None]
     notes: list[str]
+    feed: dict[str, Any] | None
+    seed: int
 
     def concluded(self) -> Equivalence:
         """The verdict: an output that differs decides; what proves nothing does not count."""
         done, ranges = self._first()
         found = self._judged([trial for trial in done if trial.complete])
         dead = self._dead(done)
-        for index in range(OTHERS if any(trial.complete for trial in done) else 0):
+        others = OTHERS if self.feed is None and any(trial.complete for trial in done) else 0
+        for index in range(others):
             if not dead:
                 break
-            extra = [t for t in self._at(ranges, SEED + 1 + index)[:1] if t.complete]
+            extra = [t for t in self._at(ranges, self.seed + 1 + index)[:1] if t.complete]
             for name, findings in self._judged(extra).items():
                 found[name] += findings
             done += extra
             dead = self._dead(done)
-        return _verdict(done, self.pairs, _without(found, dead, self.bounds), self.notes)
+        return _verdict(done, self.pairs, _without(found, dead, self), self.notes)
 
     def _first(self) -> tuple[list[Trial], Ranges]:
         """Runs at the widest integers that both models take, and at small ones."""
+        if self.feed is not None:
+            return trials(self.a, self.b, [self.feed], self.progress), {}
         wide, *others = rungs([self.a.model, self.b.model], self.inputs)
         if not others:
             self._say(wide)
@@ -134,10 +150,10 @@ class _Comparison:
         self._say(wide, few)
         return done + last, wide
 
-    def _at(self, ranges: Ranges, seed: int = SEED) -> list[Trial]:
-        return trials(
-            self.a, self.b, list(feeds(self.inputs, self.shapes, ranges, seed)), self.progress
-        )
+    def _at(self, ranges: Ranges, seed: int | None = None) -> list[Trial]:
+        seed = self.seed if seed is None else seed
+        given = list(feeds(self.inputs, self.shapes, ranges, seed))
+        return trials(self.a, self.b, given, self.progress)
 
     def _say(self, *tried: Ranges) -> None:
         text = ", then ".join(map(_written, filter(None, tried)))
@@ -215,14 +231,13 @@ def _written(ranges: Ranges) -> str:
     )
 
 
-def _without(
-    found: Findings, dead: Mapping[str, str], bounds: Mapping[str, Bounds | None]
-) -> Findings:
+def _without(found: Findings, dead: Mapping[str, str], run: _Comparison) -> Findings:
     """The findings where those of dead outputs prove nothing, unless a tolerance was given."""
+    where = "whatever the input" if run.feed is None else "at the given input"
     for name, value in dead.items():
-        reason = f"it is {value} everywhere in A, whatever the input; {ACCEPT}"
+        reason = f"it is {value} everywhere in A, {where}; {ACCEPT}"
         equal = all(one and one.difference.equal and not one.vain for one in found[name])
-        if found[name] and bounds[name] is None and equal:
+        if found[name] and run.bounds[name] is None and equal:
             found[name] = [Finding(Difference(name, equal=True, text=reason), reason)]
     return found
 

@@ -34,6 +34,14 @@ SEED = 20_240_601
 
 def prove(replacement: Replacement, view: View, kind: Any, roundoff: float) -> RegionError:
     """Prove a replacement of type ``kind``; raises `ProofError` naming the region."""
+    try:
+        return _proved(replacement, view, kind, roundoff)
+    except ProofError as error:
+        error.root = replacement.root
+        raise
+
+
+def _proved(replacement: Replacement, view: View, kind: Any, roundoff: float) -> RegionError:
     label = replacement.region.root.node.label
     _check_rounding(replacement, kind, roundoff, label)
     terms = _summed_terms(replacement)
@@ -57,7 +65,8 @@ def prove(replacement: Replacement, view: View, kind: Any, roundoff: float) -> R
         except ValueError as error:
             raise ProofError(
                 f"region {label!r}: the fused form fails at input shapes {sizes} ({error}); "
-                f"please report this and leave the region out with --except {label!r}"
+                f"please report this and leave the region out with --except {label!r}",
+                sizes=sizes,
             ) from error
         allowed = 2 * gamma * size
         if replacement.region.cover is not None and replacement.region.cover.form.matched:
@@ -65,7 +74,8 @@ def prove(replacement: Replacement, view: View, kind: Any, roundoff: float) -> R
         if actual.shape != expected.shape:
             raise ProofError(
                 f"region {label!r}: the fused form gives shape {list(actual.shape)} where the "
-                f"original gives {list(expected.shape)}; please report this"
+                f"original gives {list(expected.shape)}; please report this",
+                sizes=sizes,
             )
         inside = _judged(replacement, sizes, expected.shape)
         if not inside.any():
@@ -76,7 +86,8 @@ def prove(replacement: Replacement, view: View, kind: Any, roundoff: float) -> R
             raise ProofError(
                 f"region {label!r}: the fused form differs by {difference.max():.3g} at input "
                 f"shapes {sizes}, where rounding allows {allowed.max():.3g}; please report this "
-                f"and leave the region out with --except {label!r}"
+                f"and leave the region out with --except {label!r}",
+                sizes=sizes,
             )
         worst = max(worst, float(difference.max(initial=0)))
         limit = max(limit, float(np.max(allowed, initial=0)))

@@ -73,7 +73,7 @@ def run_original(
             if name in borders and magnitude and values[name].dtype.kind == "f":
                 values[name] = np.maximum(values[name], usual_size(values[name]))
             continue
-        if node is None or not (node.index in interior or node.op_type in _AUXILIARY):
+        if node is None or not (node.index in interior or node.op_type in AUXILIARY):
             values[name] = UNKNOWN
             continue
         missing = [n for n in node.inputs if n and n not in values]
@@ -107,13 +107,14 @@ def _border_constants(replacement: Replacement) -> set[str]:
 UNKNOWN = object()
 """Stands for a value that depends on tensors outside the region, such as another tensor's size."""
 
-_AUXILIARY = {*TENSOR, *LINEAR, "Shape", "Size"} - {
+AUXILIARY = {*TENSOR, *LINEAR, "Shape", "Size"} - {
     "Conv",
     "ConvTranspose",
     "BatchNormalization",
     "AveragePool",
     "Gemm",
 }
+"""Operators that a region may read sizes and constants through although they are not its own."""
 
 
 def _known_outputs(node: Node, view: View, arrays: list[Any], magnitude: bool) -> list[Any]:

@@ -246,3 +246,18 @@ class _Noise:
             noise = heard
         yield helper.make_node("Add", [source, noise], [total])
         return total
+
+
+def noise(
+    fresh: Callable[[str], str],
+    switch: str,
+    source: str,
+    target: str,
+    level: float,
+    kind: int,
+    shift: float,
+    *,
+    old: bool,
+) -> list[onnx.NodeProto]:
+    """The nodes that make ``target`` of ``source`` with noise of ``level`` where a switch is on."""
+    return list(_Noise(fresh, switch, old).nodes(source, target, level, kind, 1.0, shift))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from onnxfuse.algebra.form import Form, Source
+from onnxfuse.algebra.form import Form
 from onnxfuse.algebra.geometry import compose_axis
 from onnxfuse.algebra.reshaping import Reshape
+from onnxfuse.algebra.source import Source
 from onnxfuse.lift import View
 from onnxfuse.realise import Replacement
 

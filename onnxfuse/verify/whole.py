@@ -5,26 +5,34 @@ output is judged against what rounding in those regions does to the original: th
 again with every region's inputs and output disturbed by a few units of roundoff (or by the
 region's measured error, where that is larger), and the fused model may differ by ``FACTOR``
 times that response. Tensors behind discontinuous operators are not compared; what enters those
-operators is.
+operators is. Bodies are disturbed where they were fused (see `onnxfuse.verify.nested`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice, product
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from onnxfuse.errors import ProofError
+from onnxfuse.errors import InputError, ProofError
 from onnxfuse.model.graph import Graph, Node
-from onnxfuse.model.shapes import Shape
+from onnxfuse.model.splice import fresh_names
 from onnxfuse.model.tensors import FLOATS
+from onnxfuse.options import Options
 from onnxfuse.records import OutputError, Verification
+from onnxfuse.verify.given import matched
+from onnxfuse.verify.judge import Bounds
+from onnxfuse.verify.nested import BOTH, Body, captured, jumps, shaken, steered
+from onnxfuse.verify.pairing import Tolerance
 from onnxfuse.verify.session import (
     FACTOR,
+    SEED,
+    SWITCH,
     UNITS,
     CannotRunError,
     Disturbed,
@@ -44,7 +52,10 @@ DISCONTINUOUS = {
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The two models, the original's index, what was fused where, and its measured error."""
+    """The two models, the original's index, what was fused where, and its measured error.
+
+    ``bodies`` are the fused graphs below the main one; ``floats`` the rounded tensors of any graph.
+    """
 
     original: onnx.ModelProto
     fused: onnx.ModelProto
@@ -53,20 +64,31 @@ class Subject:
     regions: Mapping[str, tuple[tuple[str, ...], float, float]]
     base: str | None
     approximate: bool = False
+    bodies: Sequence[Body] = ()
+    floats: Container[str] = ()
 
 
 def verify(
-    subject: Subject, shapes: Mapping[str, Shape], progress: Callable[[str], None] = lambda _: None
+    subject: Subject, options: Options, progress: Callable[[str], None] = lambda _: None
 ) -> Verification:
-    """Run both models; raises `ProofError` where they differ by more than rounding."""
-    targets, hidden = _targets(subject)
+    """Run both models; raises `ProofError` where they differ by more than rounding.
+
+    Outputs for which ``options`` give a tolerance may differ by that instead. Raises `InputError`
+    where the original rejects the inputs that were given.
+    """
+    tolerance = Tolerance(options.rtol, options.atol)
+    targets, hidden = _targets(subject, tolerance)
     try:
-        noisy = _disturbable(subject, targets)
+        noisy, steering = _disturbable(subject, targets)
         original = _session(noisy.model, subject.base)
     except CannotRunError as error:
         return Verification("not-run", notes=(f"onnxruntime cannot run this model: {error}",))
     try:
-        fused = _session(_exposed(subject.fused, targets, subject.types), subject.base)
+        exposed = _exposed(subject.fused, targets, subject.types)
+        if steering:
+            exposed = _copied(exposed)
+            steered(exposed, subject.bodies, steering)
+        fused = _session(exposed, subject.base)
     except CannotRunError as error:
         raise ProofError(
             f"onnxruntime loads the original but not the fused model ({error}); please report this"
@@ -74,15 +96,21 @@ def verify(
     entering = len(targets) > len(subject.graph.outputs) - len(hidden)
     what = "what enters it was compared" if entering else "it was not compared"
     notes = [f"{name!r} lies behind a discontinuous operator; {what}" for name in hidden]
+    given, more = _asked(subject, options)
+    notes += more
     runs: list[str] = []
     worst: dict[str, OutputError] = {}
-    for feed in feeds(_values(subject), shapes):
-        text = written(feed)
+    rounds = BOTH if steering else BOTH[:1]
+    for plain, (how, ways) in product(list(given), rounds):
+        text = written(plain) + how
+        feed = plain | {name: np.array(on) for name, on in zip(steering, ways, strict=False)}
         progress(text)
         quiet, loud = ({**feed, noisy.switch: np.array(on)} for on in (False, True))
         try:
             expected = original.run(targets, quiet)
         except Exception as error:
+            if options.input_data is not None and not how:
+                raise InputError(f"the model rejects the input data: {line(error)}") from error
             notes.append(f"the original rejects {text}: {line(error)}")
             continue
         try:
@@ -93,14 +121,43 @@ def verify(
             ) from error
         response = original.run(targets, loud)
         repeated = original.run(targets, quiet)
-        for found in _compare(subject, targets, expected, actual, response, repeated, text):
+        answers = [
+            Answer(*found) for found in zip(expected, actual, response, repeated, strict=True)
+        ]
+        for found in _compare(subject, targets, answers, tolerance, text):
             if found.name not in worst or found.rms > worst[found.name].rms:
                 worst[found.name] = found
         runs.append(text)
     if not runs:
         return Verification("not-run", notes=tuple(notes))
+    if options.input_data is not None and not worst:
+        notes.append("no output holds a finite number there, so nothing was compared")
+        return Verification("not-run", tuple(runs), notes=tuple(notes))
     status = "approximate" if subject.approximate else "passed"
     return Verification(status, tuple(runs), tuple(worst.values()), tuple(notes))
+
+
+def _asked(subject: Subject, options: Options) -> tuple[Iterable[dict[str, Any]], list[str]]:
+    """The inputs to run, and what is to be said of them and of how outputs are judged."""
+    shapes, values = dict(options.input_shapes or {}), _values(subject)
+    seed = SEED if options.seed is None else options.seed
+    given: Iterable[dict[str, Any]] = feeds(values, shapes, seed=seed)
+    notes = []
+    if options.input_data is not None:
+        given = [dict(matched(options.input_data, values, shapes))]
+        notes.append("the inputs are those that were given; no others were drawn")
+    elif options.seed is not None:
+        notes.append(f"the inputs were drawn with seed {seed}")
+    for name in dict.fromkeys((*options.rtol, *options.atol)):
+        bounds = Tolerance(options.rtol, options.atol).of(name)
+        assert bounds is not None
+        what = f"output {name!r}" if name else "each output without a tolerance of its own"
+        notes.append(f"{what} may differ by {_allowing(bounds)}, as was given")
+    return given, notes
+
+
+def _allowing(bounds: Bounds) -> str:
+    return f"{bounds.atol:g} + {bounds.rtol:g}·|original| in each element"
 
 
 def _values(subject: Subject) -> list[onnx.ValueInfoProto]:
@@ -109,25 +166,31 @@ def _values(subject: Subject) -> list[onnx.ValueInfoProto]:
     return [value for value in subject.graph.model.graph.input if value.name not in stored]
 
 
-def _targets(subject: Subject) -> tuple[list[str], list[str]]:
-    """Tensors to compare, and the outputs that are not because they depend on a choice."""
+def _targets(subject: Subject, tolerance: Tolerance) -> tuple[list[str], list[str]]:
+    """Tensors to compare, and the outputs that are not because they depend on a choice.
+
+    An output that a tolerance names is compared whatever it depends on.
+    """
     graph = subject.graph
     produced = {out for node in subject.fused.graph.node for out in node.output}
     data = set(graph.inputs)  # what depends on values, not on shapes alone
     tainted: set[str] = set()
     entering: dict[str, None] = {}
     for node in graph.order:
-        read = [name for name in node.inputs if name in data]
+        read = [name for name in (*node.inputs, *captured(node)) if name in data]
         if not read or node.op_type in ("Shape", "Size"):
             continue
         data.update(node.outputs)
         if any(name in tainted for name in read):
             tainted.update(node.outputs)
-        elif _discontinuous(node, read, subject.types):
+        elif _discontinuous(node, read, subject.types) or jumps(
+            node, subject.original, subject.floats
+        ):
             tainted.update(node.outputs)
             entering.update(dict.fromkeys(n for n in read if n in produced))
-    floats = [n for n in graph.outputs if n not in tainted]
-    hidden = [n for n in graph.outputs if n in tainted]
+    named = {*tolerance.rtol, *tolerance.atol}
+    floats = [n for n in graph.outputs if n not in tainted or n in named]
+    hidden = [n for n in graph.outputs if n in tainted and n not in named]
     if hidden:
         floats += [
             n
@@ -154,16 +217,23 @@ def _exposed(
     missing = [name for name in targets if name not in present]
     if not missing:
         return model
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = _copied(model)
     copy.graph.output.extend(
         helper.make_tensor_value_info(name, types[name], None) for name in missing
     )
     return copy
 
 
-def _disturbable(subject: Subject, targets: Sequence[str]) -> Disturbed:
+def _copied(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def _disturbable(subject: Subject, targets: Sequence[str]) -> tuple[Disturbed, tuple[str, ...]]:
     """The original with rounding-sized noise on each region's inputs and output.
+
+    Also the inputs that decide of each If that leads to a region in a branch.
 
     An output also varies by the region's error outright: where its terms cancel, it is smaller
     than what rounding them makes of it.
@@ -176,32 +246,56 @@ def _disturbable(subject: Subject, targets: Sequence[str]) -> Disturbed:
         for name in (root, *sources):
             levels[name] = max(level, levels.get(name, 0.0))
     exposed = _exposed(subject.original, targets, subject.types)
-    return disturbed(exposed, subject.graph, levels, subject.types, shifts=shifts)
+    steering: tuple[str, ...] = ()
+    if subject.bodies:
+        exposed = _copied(exposed)
+        steering = steered(exposed, subject.bodies)
+        shaken(exposed, subject.bodies, fresh_names(subject.graph)(SWITCH))
+    noisy = disturbed(exposed, subject.graph, levels, subject.types, shifts=shifts)
+    return noisy, steering
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A tensor as the original gives it, as the fused model does, under noise, and once more."""
+
+    original: Any
+    fused: Any
+    noisy: Any
+    again: Any
 
 
 def _compare(
     subject: Subject,
     targets: Sequence[str],
-    expected: Sequence[Any],
-    actual: Sequence[Any],
-    response: Sequence[Any],
-    repeated: Sequence[Any],
+    answers: Sequence[Answer],
+    tolerance: Tolerance,
     text: str,
 ) -> Iterator[OutputError]:
-    for name, o, f, noisy, again in zip(targets, expected, actual, response, repeated, strict=True):
+    for name, answer in zip(targets, answers, strict=True):
+        o, f, noisy, again = answer.original, answer.fused, answer.noisy, answer.again
         if o.shape != f.shape or o.dtype != f.dtype:
             raise ProofError(
                 f"output {name!r} has shape {list(f.shape)} at {text}, the original's is "
-                f"{list(o.shape)}"
+                f"{list(o.shape)}",
+                _guilty(subject, name),
             )
+        bounds = tolerance.of(name) if name in subject.graph.outputs_set else None
+        if bounds is not None and o.dtype.kind in "fViub":
+            if np.isfinite(o.astype(np.float64)).any():
+                yield _held(subject, name, answer, bounds, text)
+            continue
         if o.dtype.kind not in "fV" or not o.size:
             continue
         wide = [array.astype(np.float64) for array in (o, f, noisy, again)]
         calm = np.isfinite(wide[0]) & np.isfinite(wide[2])  # where the type does not overflow
+        if not calm.any():
+            continue
         if not np.isfinite(wide[1][calm]).all():
             raise ProofError(
                 f"output {name!r} is not finite at {text} where the original is; "
-                f"{_guess(subject, name)}"
+                f"{_guess(subject, name)}",
+                _guilty(subject, name),
             )
         reference, fused, heard, chance = (array[calm] for array in wide)
         scale = rms(reference) or 1.0
@@ -212,24 +306,55 @@ def _compare(
         if not error <= allowed and not subject.approximate:
             raise ProofError(
                 f"output {name!r} differs by {error:.3g} (relative RMS) at {text}, where rounding "
-                f"explains {allowed:.3g}; {_guess(subject, name)}"
+                f"explains {allowed:.3g}; {_guess(subject, name)}",
+                _guilty(subject, name),
             )
         yield OutputError(name, float(error), float(allowed))
 
 
-def _guess(subject: Subject, name: str) -> str:
-    """The regions that a differing tensor depends on, nearest first."""
-    found: list[str] = []
+def _held(subject: Subject, name: str, answer: Answer, bounds: Bounds, text: str) -> OutputError:
+    """An output held against a tolerance, element by element, where the original is finite."""
+    o, f = (array.astype(np.float64) for array in (answer.original, answer.fused))
+    calm = np.isfinite(o)
+    reference, fused = o[calm], f[calm]
+    allowed = bounds.atol + bounds.rtol * np.abs(reference)
+    difference = np.abs(fused - reference)
+    beyond = ~(difference <= allowed)  # also where the fused model is not finite
+    if beyond.any():
+        raise ProofError(
+            f"output {name!r} differs by up to {difference[beyond].max():.3g} at {text}: "
+            f"{int(beyond.sum())} of {beyond.size} elements are beyond the given tolerance of "
+            f"{_allowing(bounds)}; {_guess(subject, name)}",
+            _guilty(subject, name),
+        )
+    scale = rms(reference) or 1.0
+    return OutputError(
+        name, rms(difference) / scale, rms(allowed) / scale, f"given: {_allowing(bounds)}"
+    )
+
+
+def _guilty(subject: Subject, name: str) -> str:
+    """The region that a differing tensor depends on most nearly, by its root."""
+    return next((root for root, _ in _nearest(subject, name)), "")
+
+
+def _nearest(subject: Subject, name: str) -> Iterator[tuple[str, str]]:
+    """The regions that a tensor depends on, nearest first: root and node."""
     seen, stack = {name}, [name]
-    while stack and len(found) < 3:
+    while stack:
         current = stack.pop(0)
         producer = subject.graph.producer.get(current)
         if current in subject.regions and producer is not None:
-            found.append(producer.label)
+            yield current, producer.label
         for other in producer.inputs if producer is not None else ():
             if other not in seen:
                 seen.add(other)
                 stack.append(other)
+
+
+def _guess(subject: Subject, name: str) -> str:
+    """The regions that may be guilty, in words."""
+    found = [label for _, label in islice(_nearest(subject, name), 3)]
     return (
         "it depends on the regions at " + ", ".join(map(repr, found))
         if found

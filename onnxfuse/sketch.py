@@ -67,8 +67,11 @@ def written(replacement: Replacement) -> tuple[Operator, ...]:
 def expression(step: Step, problem: Problem) -> str:
     """What one step computes, over the tensors it reads; empty where its law refuses them."""
     operands = [problem.bare(name) for name in step.lifted.operands]
-    found = applied(step.law, [form for form in operands if form is not None], problem.facts)
-    return found.text if isinstance(found, Form) and None not in operands else ""
+    forms = [form for form in operands if form is not None]
+    if len(forms) < len(operands):
+        return ""
+    found = applied(step.law, forms, problem.facts)
+    return found.text if isinstance(found, Form) else ""
 
 
 def kinds(op_types: Iterable[str]) -> str:

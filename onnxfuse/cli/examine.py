@@ -20,6 +20,9 @@ from onnxfuse.outcome import Examined, Exit, Failure, Outcome
 
 _SEED = re.compile("[0-9]{1,18}")
 
+LONGEST = 1000
+"""A file may name a tensor in as many letters as it likes; a message has no more than these."""
+
 
 @dataclass(frozen=True)
 class Watched(Options):
@@ -145,7 +148,8 @@ def failure(error: Exception) -> Failure:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    text = " ".join(str(error).split())
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
 
 
 def page_place(

@@ -130,8 +130,8 @@ def _families(view: View, admitted: Callable[[str], bool]) -> dict[str, Family]:
         shape, node = view.shape(name), graph.producer.get(name)
         if shape is None or len(shape) < 3 or view.constants.known(name):
             continue
-        moves = node is not None and _permutes(node, len(shape)) and admitted(node.label)
-        if node is not None and moves and node.inputs[0] in home:
+        copies = node is not None and _permutes(node, view) and admitted(node.label)
+        if node is not None and copies and node.inputs[0] in home:
             first, perm = home[node.inputs[0]]
             own = node.attributes.get("perm") or range(len(shape))[::-1]
             home[name] = first, rules.compose(perm, tuple(own))
@@ -146,15 +146,22 @@ def _families(view: View, admitted: Callable[[str], bool]) -> dict[str, Family]:
         families[first].uses += (
             Use(reader, perm, name)
             for reader in graph.consumers.get(name, [])
-            if not (_permutes(reader, len(shape)) and admitted(reader.label))
+            if not (_permutes(reader, view) and admitted(reader.label))
         )
     return families
 
 
-def _permutes(node: Node, rank: int) -> bool:
+def _permutes(node: Node, view: View) -> bool:
+    """Whether a node only makes a transposed copy of what may belong to a family."""
+    if node.op_type != "Transpose" or not node.standard:
+        return False
+    shapes = [view.shape(name) for name in (*node.inputs, *node.outputs)]
+    ranks = {-1 if shape is None else len(shape) for shape in shapes}
     perm = node.attributes.get("perm")
-    whole = perm is None or sorted(perm) == list(range(rank))
-    return node.op_type == "Transpose" and node.standard and whole
+    whole = perm is None or ({len(perm)} == ranks and sorted(perm) == list(range(len(perm))))
+    return (
+        len(ranks) == 1 and max(ranks) >= 3 and whole and not view.constants.known(node.outputs[0])
+    )
 
 
 def _group(choice: Choice) -> None:

@@ -18,7 +18,7 @@ from onnxfuse.lift.arithmetic import (
     lift_sum,
 )
 from onnxfuse.lift.border import lift_scatter_nd
-from onnxfuse.lift.common import Lifted, View, operand_types_ok
+from onnxfuse.lift.common import Lifted, View, mixed_types, operand_types_ok
 from onnxfuse.lift.matrix import lift_gemm, lift_matmul
 from onnxfuse.lift.reshape import lift_flatten, lift_reshape
 from onnxfuse.lift.shape import (
@@ -81,7 +81,7 @@ def lift(node: Node, view: View) -> Lifted | Refusal | None:
         return Refusal(
             Code.UNSUPPORTED, "the model's opset is older than 7; convert it first", node.label
         )
-    lifted = row(node, view)
+    lifted = mixed_types(node, view) or row(node, view)
     return lifted.at(node.label) if isinstance(lifted, Refusal) else lifted
 
 

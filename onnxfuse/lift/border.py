@@ -198,11 +198,17 @@ def _origin(name: str, axis: int, view: View) -> tuple[str, int]:
         if node is None or node.op_type not in ("Identity", "Transpose", "ScatterND"):
             return name, axis
         if node.op_type == "Transpose":
-            permutation = node.attributes.get("perm")
-            if permutation is None or axis >= len(permutation):
+            permutation = _permutation(node)
+            if axis >= len(permutation):
                 return name, axis
             axis = permutation[axis]
         name = node.inputs[0]
+
+
+def _permutation(node: Node) -> list[int]:
+    """The order of axes that a Transpose gives; empty where it gives none, or no permutation."""
+    given: list[int] = node.attributes.get("perm") or []
+    return given if sorted(given) == list(range(len(given))) else []
 
 
 def expanded_constant(name: str, view: View) -> tuple[Node, str, list[int]] | None:
@@ -217,10 +223,10 @@ def expanded_constant(name: str, view: View) -> tuple[Node, str, list[int]] | No
         if node.op_type == "Expand":
             return (node, node.inputs[0], order) if view.known(node.inputs[0]) else None
         if node.op_type == "Transpose":
-            permutation = node.attributes.get("perm")
-            if permutation is None:
+            permutation = _permutation(node)
+            if not permutation or len(order) not in (0, len(permutation)):
                 return None
-            order = [permutation[axis] for axis in order] if order else list(permutation)
+            order = [permutation[axis] for axis in order] or permutation
         name = node.inputs[0]
 
 
@@ -232,8 +238,8 @@ def _expanded(name: str, rank: int, view: View) -> tuple[int | None, str] | None
         if node is None or node.op_type not in ("Identity", "Transpose", "Expand"):
             return None
         if node.op_type == "Transpose":
-            permutation = node.attributes.get("perm")
-            if permutation is None or len(permutation) != rank:
+            permutation = _permutation(node)
+            if len(permutation) != rank:
                 return None
             order = [permutation[axis] for axis in order]
         name = node.inputs[0]

@@ -92,6 +92,24 @@ def operand_types_ok(node: Node, view: View) -> bool:
     return not all(view.constants.known(name) for name in node.inputs if name)
 
 
+FLOATING = {
+    "Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub", "Sum", "Mul", "Div", "PRelu", "Concat",
+    "BatchNormalization",
+}  # fmt: skip
+"""Operators all of whose inputs are floating-point, and of one type but for BatchNormalization."""
+
+
+def mixed_types(node: Node, view: View) -> Refusal | None:
+    """The refusal of a node whose operands cannot be of the types they have."""
+    wanted = view.shapes.type_of(node.outputs[0])
+    for name in node.inputs if node.op_type in FLOATING else ():
+        kind = view.shapes.type_of(name) if name else 0
+        mixed = node.op_type == "BatchNormalization" and kind in FLOATS
+        if kind and wanted and kind != wanted and not mixed:
+            return Refusal(Code.MALFORMED, f"the type of {name!r} is not that of its result")
+    return None
+
+
 def unknown_shape(name: str) -> Refusal:
     return Refusal(
         Code.UNKNOWN_SHAPE,

@@ -254,6 +254,8 @@ def lift_transpose(node: Node, view: View) -> Lifted | Refusal | None:
     if shape is None:
         return unknown_shape(node.inputs[0])
     permutation = node.attributes.get("perm") or list(range(len(shape)))[::-1]
+    if sorted(permutation) != list(range(len(shape))):
+        return Refusal(Code.MALFORMED, f"perm={permutation} is no order of {len(shape)} axes")
     if permutation == list(range(len(shape))):
         return Lifted.one(node, Alias(), node.inputs[0])
     return Lifted.one(node, Permute(tuple(permutation)), node.inputs[0])

@@ -21,6 +21,10 @@ from onnxfuse.lift.common import Lifted, View, unknown_shape
 from onnxfuse.model.graph import Node
 from onnxfuse.refusal import Code, Refusal
 
+FARTHEST = 1 << 12
+"""No stride, dilation, pad or kernel beyond this many positions is taken: a proof at such a size
+would hardly end."""
+
 
 def _kernel_shape(node: Node, view: View) -> tuple[int, ...] | Refusal:
     """The shape of a kernel that is constant, as is its bias, and that its groups divide."""
@@ -41,13 +45,19 @@ def _kernel_shape(node: Node, view: View) -> tuple[int, ...] | Refusal:
     return sizes
 
 
+def _bias_misfit(bias: str | None, channels: int, view: View) -> Refusal | None:
+    if not bias or view.constants.shape(bias) in (None, (channels,)):
+        return None
+    return Refusal(Code.MALFORMED, f"its bias does not fit {channels} channels")
+
+
 def lift_conv(node: Node, view: View) -> Lifted | Refusal | None:
     shape = _kernel_shape(node, view)
     if isinstance(shape, Refusal):
         return shape
     out, per_group, *kernel = shape
     weight, bias, groups = node.input(1), node.input(2), node.attributes.get("group", 1)
-    axes = _axes(node, view, kernel)
+    axes = _bias_misfit(bias, out, view) or _axes(node, view, kernel)
     if isinstance(axes, Refusal):
         return axes
     geometry = Geometry(per_group * groups, out, groups, axes)
@@ -66,6 +76,8 @@ def lift_conv_transpose(node: Node, view: View) -> Lifted | Refusal | None:
     read, rank = view.shape(node.inputs[0]), len(kernel)
     if read is not None and len(read) != rank + 2:
         return Refusal(Code.MALFORMED, "its kernel does not fit the rank of its input")
+    if misfit := _bias_misfit(bias, per_group * groups, view):
+        return misfit
     mode = node.attributes.get("auto_pad", "NOTSET")
     if mode not in ("NOTSET", "", "VALID") or node.attributes.get("output_shape"):
         return Refusal(
@@ -79,6 +91,8 @@ def lift_conv_transpose(node: Node, view: View) -> Lifted | Refusal | None:
     lists = (strides, dilations, more, pads[:rank], pads[rank:])
     if any(len(given) != rank for given in lists) or min(*strides, *dilations) < 1:
         return Refusal(Code.MALFORMED, "strides, dilations or pads do not fit its kernel")
+    if max(*strides, *dilations, *map(abs, pads), *map(abs, more), *kernel) > FARTHEST:
+        return Refusal(Code.SIZE, f"its window reaches over {FARTHEST} positions")
     axes = tuple(
         Axis.transposed(k, stride=s, dilation=d, begin=p, end=q, more=m)
         for k, s, d, m, p, q in zip(kernel, *lists, strict=True)
@@ -149,6 +163,8 @@ def _axes(node: Node, view: View, kernel: list[int]) -> tuple[Axis, ...] | Refus
         return Refusal(Code.MALFORMED, "strides, dilations or pads do not fit its kernel")
     if min(*strides, *dilations) < 1:
         return Refusal(Code.MALFORMED, "a stride or dilation is not positive")
+    if max(*strides, *dilations, *map(abs, pads), *kernel) > FARTHEST:
+        return Refusal(Code.SIZE, f"its window reaches over {FARTHEST} positions")
     mode = node.attributes.get("auto_pad", "NOTSET")
     shape = view.shape(node.inputs[0])
     lengths: Lengths = (None,) * rank if shape is None else shape[2:]

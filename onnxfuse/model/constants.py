@@ -221,9 +221,8 @@ class Constants:
             return None
         if node.op_type in ("Shape", "Size"):
             return self._shape_value(node, tuple(np.asarray(inputs[0]).shape))
-        attributes = self.attributes(node)
         try:
-            value = evaluate(node.op_type, attributes, inputs)[output]
+            value = evaluate(node.op_type, self.attributes(node), inputs)[output]
         except (ValueError, IndexError, KeyError, TypeError, AssertionError, MemoryError):
             return None
         return value if value.size <= MAX_ELEMENTS else None

@@ -86,6 +86,10 @@ class Graph:
         for info in model.training_info:
             for inner in (info.initialization, info.algorithm):
                 self._beyond.update(all_names(inner))
+            for binding in (*info.initialization_binding, *info.update_binding):
+                self._beyond.update((binding.key, binding.value))
+        for note in proto.quantization_annotation:
+            self._beyond.update(entry.value for entry in note.quant_parameter_tensor_names)
         self.captured = self._beyond.union(_captured(proto))
         self.order = self._sorted()
 

@@ -229,8 +229,14 @@ def data_files(model: onnx.ModelProto, base: Path | None) -> dict[str, Path]:
                     missing = not place.is_file()
                 except OSError as error:
                     raise InputError(
-                        f"the data file {place} cannot be read: {error.strerror}"
+                        f"the data file {_shown(place)} cannot be read: {error.strerror}"
                     ) from error
                 if missing:
-                    raise InputError(f"the data file {place} is missing")
+                    raise InputError(f"the data file {_shown(place)} is missing")
     return found
+
+
+def _shown(place: Path) -> str:
+    """A path as an error says it: a file may name one of any length."""
+    text = str(place)
+    return text if len(text) <= 2 * tensors.SHOWN else f"{text[: 2 * tensors.SHOWN]}…"

@@ -39,9 +39,9 @@ def adjust(
     made = []
     node = model.graph.node[index]
     for name, value in attributes.items():
-        kept = [attribute for attribute in node.attribute if attribute.name != name]
-        del node.attribute[:]
-        node.attribute.extend([*kept, helper.make_attribute(name, value)])
+        held = next((one for one in node.attribute if one.name == name), None)
+        new = helper.make_attribute(name, value, held.doc_string if held is not None else None)
+        (node.attribute.add() if held is None else held).CopyFrom(new)
     for position, array in constants.items():
         while len(node.input) <= position:
             node.input.append("")

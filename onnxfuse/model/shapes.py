@@ -18,11 +18,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxfuse.errors import InputError
 from onnxfuse.model import tensors, walk
-from onnxfuse.model.graph import Graph
+from onnxfuse.model.graph import Graph, Node
 
 Shape = tuple[int | None, ...]
 SMALL = 1024
 """Initializers up to this many elements stay in the skeleton: shapes may depend on them."""
+
+LONGEST = 1 << 22
+"""A vector longer than this is of unknown length: onnx's inference keeps room for its numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +114,11 @@ def _skeleton(graph: Graph, known: Mapping[str, Any]) -> onnx.ModelProto:
     for node in graph.order:
         if node.outputs and node.outputs[0] in known:
             continue
-        proto = source.graph.node[node.index]
-        literal = node.attributes.get("value")
-        if node.op_type == "Constant" and isinstance(literal, TensorProto) and _large(literal):
-            _add_tensor(inner, node.outputs[0], literal)
-        else:
-            inner.node.add().CopyFrom(proto)
+        _add_node(inner, graph, node, known)
+    for value in inner.input:
+        dims = value.type.tensor_type.shape.dim
+        if len(dims) == 1 and dims[0].dim_value > LONGEST:
+            dims[0].Clear()
     for value in source.graph.output:
         if value.name in graph.inputs_set:
             continue  # its shape is the input's; a second entry would hide that
@@ -125,6 +127,54 @@ def _skeleton(graph: Graph, known: Mapping[str, Any]) -> onnx.ModelProto:
         if kind:
             inner.output[-1].type.tensor_type.elem_type = kind
     return skeleton
+
+
+def _add_node(inner: onnx.GraphProto, graph: Graph, node: Node, known: Mapping[str, Any]) -> None:
+    """A node as it stands; a constant that is large, or counts far, becomes an input."""
+    proto = graph.model.graph.node[node.index]
+    literal = node.attributes.get("value")
+    if node.op_type == "Constant" and isinstance(literal, TensorProto) and _large(literal):
+        _add_tensor(inner, node.outputs[0], literal)
+    elif node.standard and (spread := _spread(node, graph, known)) is not None:
+        inner.input.append(helper.make_tensor_value_info(node.outputs[0], *spread))
+    else:
+        inner.node.add().CopyFrom(proto)
+
+
+def _spread(
+    node: Node, graph: Graph, known: Mapping[str, Any]
+) -> tuple[int, list[int | None]] | None:
+    """Type and shape of what fills a long tensor: onnx's inference would write it all down."""
+    if node.op_type not in ("Range", "ConstantOfShape"):
+        return None
+    found = [_literal(name, graph, known) for name in node.inputs]
+    if not found or any(value is None for value in found):
+        return None
+    if node.op_type == "ConstantOfShape":
+        sizes = [int(size) for size in found[0].reshape(-1)]
+        value = node.attributes.get("value")
+        kind = value.data_type if isinstance(value, TensorProto) else TensorProto.FLOAT
+        return (kind, [*sizes]) if min(sizes, default=0) > 0 and prod(sizes) > SMALL else None
+    if len(found) != 3 or any(value.size != 1 for value in found):
+        return None
+    start, stop, step = (float(value.reshape(())) for value in found)
+    if step == 0 or (stop - start) / step <= SMALL:
+        return None
+    return helper.np_dtype_to_tensor_dtype(found[0].dtype), [None]
+
+
+def _literal(name: str, graph: Graph, known: Mapping[str, Any]) -> Any:
+    """The array of a small tensor that the file holds or that is known; else ``None``."""
+    producer = graph.producer.get(name)
+    tensor = graph.initializers.get(name) or (producer and producer.attributes.get("value"))
+    if name in known:
+        return known[name]
+    if not isinstance(tensor, TensorProto) or _large(tensor):
+        return None
+    try:
+        return numpy_helper.to_array(tensor)
+    except Exception:  # damaged; whoever needs it will say so
+        return None
 
 
 def _large(tensor: TensorProto) -> bool:

@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto
 
 from onnxfuse.emit import NewNode
-from onnxfuse.model import tensors
+from onnxfuse.model import tensors, walk
 from onnxfuse.model.graph import PROVENANCE, Graph
 from onnxfuse.model.shapes import Shapes
 from onnxfuse.realise import Replacement
@@ -23,7 +23,9 @@ from onnxfuse.realise import Replacement
 
 def fresh_names(graph: Graph) -> Callable[[str], str]:
     """A maker of names that collide with nothing in the model."""
-    used = graph.names()
+    used = graph.names() | graph.captured
+    used.update(note.tensor_name for note in graph.model.graph.quantization_annotation)
+    used.update(value.name for inner in walk.nested(graph.model) for value in inner.value_info)
 
     def fresh(wanted: str) -> str:
         name, count = wanted, 1
@@ -104,7 +106,7 @@ def splice(
         data_type = shapes.type_of(replacement.root)
         model.graph.initializer.extend(constants(replacement, data_type, dry=dry))
     drop_entries(model.graph.initializer, lambda tensor: tensor.name in unused)
-    drop_entries(model.graph.value_info, lambda value: value.name in gone)
+    drop_entries(model.graph.value_info, lambda value: value.name in gone | unused)
     drop_entries(
         model.graph.quantization_annotation, lambda entry: entry.tensor_name in gone | unused
     )

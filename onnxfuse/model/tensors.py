@@ -22,6 +22,8 @@ FLOATS: dict[int, float] = {
 """The data types whose linear maps are fused, with their unit roundoff."""
 
 
+SHOWN = 200
+"""So much of a name that a file gives is said in an error."""
 FREE_INITIALIZERS = 4
 """From this IR version on an initializer need not be a graph input, which a caller may set."""
 
@@ -51,15 +53,21 @@ def external_entries(tensor: TensorProto) -> dict[str, str]:
 def external_path(tensor: TensorProto, base: Path | None) -> Path:
     """The data file of a tensor, inside the model's directory."""
     location = external_entries(tensor).get("location", "")
+    shown = location if len(location) <= SHOWN else f"{location[:SHOWN]}…"
     if base is None:
         raise InputError(
-            f"tensor {tensor.name!r} is kept in {location!r} beside the model file; "
+            f"tensor {tensor.name!r} is kept in {shown!r} beside the model file; "
             "pass the model's path instead of the loaded model"
         )
-    path = (base / location).resolve()
+    try:
+        path = (base / location).resolve()
+    except (ValueError, OSError, RuntimeError) as error:  # a null byte; links in a circle
+        raise InputError(
+            f"tensor {tensor.name!r} is kept in {shown!r}, which is no path"
+        ) from error
     if not location or not path.is_relative_to(base.resolve()):
         raise InputError(
-            f"tensor {tensor.name!r} is kept in {location!r}, outside the model's directory"
+            f"tensor {tensor.name!r} is kept in {shown!r}, outside the model's directory"
         )
     return path
 

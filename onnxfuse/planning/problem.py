@@ -223,7 +223,10 @@ class Problem:
         return None if source is None else Form.of(source)
 
     def itemsize(self, tensor: str) -> int:
-        return dtype_of(self.view.shapes.type_of(tensor)).itemsize
+        try:
+            return dtype_of(self.view.shapes.type_of(tensor)).itemsize
+        except (KeyError, TypeError):  # a type that onnx does not know
+            return 4
 
     def lengths(self, source: Source) -> tuple[int, ...]:
         """Spatial lengths to count at: certain ones, else nominal ones."""

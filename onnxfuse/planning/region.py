@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 
 from onnxfuse.algebra.borders import without_border
 from onnxfuse.algebra.commuting import applied
@@ -155,10 +156,12 @@ def _has_interior(region_form: Form) -> bool:
 
 def _beyond_proof(interior: Sequence[Step], sources: Sequence[str], problem: Problem) -> bool:
     """Whether a region must be proved at its real size and that is too large to evaluate."""
-    if not any(step.lifted.fixed for step in interior):
+    inner = {step.tensor for step in interior}
+    real = any(step.lifted.fixed or isinstance(step.law, Reshape) for step in interior)
+    if not real and inner.isdisjoint(sources):
         return False
-    tensors = [*sources, *(step.tensor for step in interior)]
-    return max(problem.elements(tensor) for tensor in tensors) > MAX_PROVED
+    shapes = [problem.view.shape(tensor) or () for tensor in (*sources, *inner)]
+    return max(prod(3 if size is None else size for size in shape) for shape in shapes) > MAX_PROVED
 
 
 def old_counts(interior: Sequence[Step], problem: Problem) -> Cost:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ UNITS = 4.0
 SIZES = ((1, 32), (2, 45))
 """Batch and other dynamic dimensions of the two runs where sizes are dynamic."""
 SEED = 7
+LARGEST = 1 << 28
+"""Elements of the largest input that is drawn."""
 FEW = range(4)
 """The integers that are drawn where nothing else is known or asked for."""
 SWITCH = "onnxfuse/disturb"
@@ -113,6 +116,8 @@ def feeds(
         found = {}
         for value in values:
             shape = _shape(value, shapes.get(value.name), batch, size)
+            if prod(shape) > LARGEST:
+                raise CannotRunError(f"input {value.name!r} is too large to draw")
             among = (ranges or {}).get(value.name, FEW)
             found[value.name] = _random(generator, shape, value.type.tensor_type.elem_type, among)
         key = tuple(array.shape for array in found.values())
@@ -235,7 +240,12 @@ class _Noise:
     def _shifted(
         self, source: str, target: str, shift: float, width: int, seed: float, power: str
     ) -> Generator[onnx.NodeProto, None, str]:
-        """``source`` plus noise of size ``shift``, times ``power`` where that is given."""
+        """``source`` plus noise of size ``shift``, times ``power`` where that is given.
+
+        onnxruntime ends the process where the size is not a positive float32.
+        """
+        if not np.finfo(np.float32).tiny <= shift <= np.finfo(np.float32).max:
+            return source
         noise, total = self.fresh(f"{target}/shift"), self.fresh(f"{target}/shifted")
         yield helper.make_node(
             "RandomNormalLike", [source], [noise], dtype=width, scale=shift, seed=seed + 0.5

@@ -10,7 +10,7 @@ operators is. Bodies are disturbed where they were fused (see `onnxfuse.verify.n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
 from typing import Any
@@ -96,12 +96,15 @@ def verify(
     entering = len(targets) > len(subject.graph.outputs) - len(hidden)
     what = "what enters it was compared" if entering else "it was not compared"
     notes = [f"{name!r} lies behind a discontinuous operator; {what}" for name in hidden]
-    given, more = _asked(subject, options)
+    try:
+        given, more = _asked(subject, options)
+    except CannotRunError as error:
+        return Verification("not-run", notes=(f"the models cannot be run: {error}",))
     notes += more
     runs: list[str] = []
     worst: dict[str, OutputError] = {}
     rounds = BOTH if steering else BOTH[:1]
-    for plain, (how, ways) in product(list(given), rounds):
+    for plain, (how, ways) in product(given, rounds):
         text = written(plain) + how
         feed = plain | {name: np.array(on) for name, on in zip(steering, ways, strict=False)}
         progress(text)
@@ -137,16 +140,17 @@ def verify(
     return Verification(status, tuple(runs), tuple(worst.values()), tuple(notes))
 
 
-def _asked(subject: Subject, options: Options) -> tuple[Iterable[dict[str, Any]], list[str]]:
+def _asked(subject: Subject, options: Options) -> tuple[list[dict[str, Any]], list[str]]:
     """The inputs to run, and what is to be said of them and of how outputs are judged."""
     shapes, values = dict(options.input_shapes or {}), _values(subject)
     seed = SEED if options.seed is None else options.seed
-    given: Iterable[dict[str, Any]] = feeds(values, shapes, seed=seed)
-    notes = []
+    notes: list[str] = []
     if options.input_data is not None:
-        given = [dict(matched(options.input_data, values, shapes))]
+        given: list[dict[str, Any]] = [dict(matched(options.input_data, values, shapes))]
         notes.append("the inputs are those that were given; no others were drawn")
-    elif options.seed is not None:
+    else:
+        given = list(feeds(values, shapes, seed=seed))
+    if options.input_data is None and options.seed is not None:
         notes.append(f"the inputs were drawn with seed {seed}")
     for name in dict.fromkeys((*options.rtol, *options.atol)):
         bounds = Tolerance(options.rtol, options.atol).of(name)
@@ -241,6 +245,7 @@ def _disturbable(subject: Subject, targets: Sequence[str]) -> tuple[Disturbed, t
     levels: dict[str, float] = {}
     shifts: dict[str, float] = {}
     for root, (sources, measured, scale) in subject.regions.items():
+        measured = measured if np.isfinite(measured) else 0.0  # noqa: PLW2901 - of no weights
         shifts[root] = measured * scale
         level = max(measured, UNITS * FLOATS[subject.types[root]])
         for name in (root, *sources):

@@ -1,0 +1,207 @@
+"""Damaged files: an exit code, one line, no half of a file; `tools/damage.py` runs thousands."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from damage import damaged
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx_text import bn, model, norm
+
+import onnxfuse
+from onnxfuse.cli import main
+
+ROOT = Path(__file__).parent.parent
+KEPT = b"what stood here before"
+
+
+def test_a_sample_of_damaged_files_ends_as_it_should() -> None:
+    """In a process of its own, for some runtimes crash where others fail."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "damage.py"), "--count", "300", "--seed", "20000"],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def based() -> ModelProto:
+    return model(
+        f"""(float[1,4,8,8] x) => (float[] y) {{
+            a = Conv(x, w, v) {bn("s", "a", "n")} y = Relu(s) }}""",
+        w=(4, 4, 3, 3), v=(4,), **norm("n", 4),
+    )  # fmt: skip
+
+
+def ends(
+    built: ModelProto, code: int, folder: Path, capsys: pytest.CaptureFixture[str], *flags: str
+) -> str:
+    """Fuse a file over another one; what is said on stderr."""
+    given, out = folder / "in.onnx", folder / "out.onnx"
+    given.write_bytes(built.SerializeToString())
+    out.write_bytes(KEPT)
+    assert main([str(given), str(out), *flags]) == code
+    said = capsys.readouterr().err
+    assert (out.read_bytes() == KEPT) == (code != 0)
+    assert said.count("\n") == (code != 0)
+    assert "internal" not in said
+    assert len(said) < 2000
+    return said
+
+
+def placed(of: ModelProto, location: str) -> None:
+    """The kernel in a file at ``location``."""
+    tensor = next(t for t in of.graph.initializer if t.name == "w")
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    entry = tensor.external_data.add()
+    entry.key, entry.value = "location", location
+
+
+@pytest.mark.parametrize(
+    ("location", "said"),
+    [("a\0b", "is no path"), ("../w.bin", "outside"), ("/etc/hostname", "outside"), ("", "outside"),
+     ("gone.bin", "missing"), (".", "missing"), ("x" * 5000, "cannot be read"),
+     ("../" + "x" * 5000, "outside"), ("loop.bin", "")],
+)  # fmt: skip
+def test_places_of_data_that_no_file_can_have(
+    location: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "loop.bin").symlink_to(tmp_path / "loop.bin")
+    built = based()
+    placed(built, location)
+    assert said in ends(built, 2, tmp_path, capsys)
+
+
+@pytest.mark.parametrize(
+    ("offset", "length"),
+    [("-4", "576"), ("abc", "576"), ("1e3", "576"), ("9" * 30, "1"), ("4", "")],
+)
+def test_offsets_that_lead_nowhere(
+    offset: str, length: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    built = based()
+    placed(built, "w.bin")
+    (tmp_path / "w.bin").write_bytes(bytes(576))
+    tensor = next(t for t in built.graph.initializer if t.name == "w")
+    for key, text in (("offset", offset), ("length", length)):
+        entry = tensor.external_data.add()
+        entry.key, entry.value = key, text
+    ends(built, 2, tmp_path, capsys)
+
+
+def far(of: ModelProto) -> None:
+    """A Range that would count for hours: onnx's inference wrote all its numbers down."""
+    for name, number in (("from", 0), ("to", 2**40), ("step", 1)):
+        of.graph.initializer.append(numpy_helper.from_array(np.array(number), name))
+    of.graph.node.insert(0, helper.make_node("Range", ["from", "to", "step"], ["numbers"]))
+    of.graph.node.append(helper.make_node("ReduceMax", ["numbers"], ["most"], keepdims=0))
+
+
+def far_and_odd(of: ModelProto) -> None:
+    """The same with steps that lead nowhere."""
+    far(of)
+    of.graph.initializer[-1].CopyFrom(numpy_helper.from_array(np.array(0), "step"))
+
+
+def cast(of: ModelProto) -> None:
+    """A constant of a type that onnx does not know."""
+    of.graph.node.insert(0, helper.make_node("Cast", ["v"], ["odd"], to=2**62))
+    of.graph.node.append(helper.make_node("Expand", ["x", "odd"], ["more"]))
+
+
+def kernel(of: ModelProto) -> None:
+    """A kernel of integers: its bytes are read as numbers of another kind."""
+    next(t for t in of.graph.initializer if t.name == "w").data_type = TensorProto.INT32
+
+
+def bias(of: ModelProto) -> None:
+    tensor = next(t for t in of.graph.initializer if t.name == "v")
+    tensor.CopyFrom(numpy_helper.from_array(np.ones(1000, np.float32), "v"))
+
+
+def turned(of: ModelProto) -> None:
+    """A Transpose by what is no permutation."""
+    of.graph.node.append(helper.make_node("Transpose", ["s"], ["t"], perm=[0, 1, 1, 3]))
+
+
+def mistyped(of: ModelProto) -> None:
+    """Two Transposes that meet, where an output's type hides the shape behind the second."""
+    del of.graph.node[2:]
+    for source, made, perm in (("s", "t", [0, 2, 3, 1]), ("t", "y", [0, 3, 1, 2])):
+        of.graph.node.append(helper.make_node("Transpose", [source], [made], perm=perm))
+    of.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
+
+
+@pytest.mark.parametrize("harm", [far, far_and_odd, cast, kernel, bias, turned, mistyped])
+def test_what_an_operator_cannot_be_stays_or_is_an_error(
+    harm: Callable[[ModelProto], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model is refused, or what can be fused around the place is."""
+    built = based()
+    harm(built)
+    given, out = tmp_path / "in.onnx", tmp_path / "out.onnx"
+    given.write_bytes(built.SerializeToString())
+    code = main([str(given), str(out), "--no-verify"])
+    said = capsys.readouterr().err
+    assert code in (0, 2)
+    assert out.exists() == (code == 0)
+    assert said.count("\n") == (code != 0)
+    if code == 0 and harm in (kernel, bias):
+        assert out.read_bytes() == given.read_bytes()
+
+
+def test_a_long_range_is_of_unknown_length_and_a_short_one_is_not() -> None:
+    for stop, known in ((2**40, False), (100, True)):
+        built = based()
+        far(built)
+        built.graph.initializer[-2].CopyFrom(numpy_helper.from_array(np.array(stop), "to"))
+        built.graph.node.append(helper.make_node("Shape", ["numbers"], ["count"]))
+        from onnxfuse.model.graph import Graph
+        from onnxfuse.model.shapes import infer
+
+        found = infer(Graph(built), {})
+        assert found.certain["numbers"] == ((stop,) if known else (None,))
+        assert found.types["numbers"] == TensorProto.INT64
+
+
+def test_damage_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for seed in range(6):
+        assert damaged(seed, tmp_path / "in") == damaged(seed, tmp_path / "in")
+
+
+def test_fusing_beside_a_damaged_operator_still_works() -> None:
+    built = based()
+    cast(built)
+    fused, report = onnxfuse.fuse(built, verify=False)
+    assert report.changed
+    assert [n.op_type for n in fused.graph.node] == ["Cast", "Conv", "Relu", "Expand"]
+
+
+def wide(of: ModelProto) -> None:
+    """A dilation that no proof can follow."""
+    of.graph.node[0].attribute.append(helper.make_attribute("dilations", [1, 5000]))
+    of.graph.node[0].attribute.append(helper.make_attribute("pads", [1, 4096, 1, 4096]))
+    of.graph.input[0].type.tensor_type.shape.dim[3].dim_value = 2000
+
+
+@pytest.mark.parametrize(
+    ("harm", "code", "words"),
+    [
+        (kernel, "malformed", "the type of 'w' is not that of its result"),
+        (bias, "malformed", "its bias does not fit 4 channels"),
+        (wide, "size-limit", "its window reaches over 4096 positions"),
+    ],
+)
+def test_a_place_that_contradicts_itself_says_how(
+    harm: Callable[[ModelProto], None], code: str, words: str
+) -> None:
+    built = based()
+    harm(built)
+    report = onnxfuse.plan(built)
+    assert [(r.code, words in r.text) for r in report.refusals if r.code == code] == [(code, True)]

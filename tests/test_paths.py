@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -90,7 +91,7 @@ class TestFiles:
 
         real = fusing.explain_model
 
-        def unproved(path, *rest):  # type: ignore[no-untyped-def]
+        def unproved(path: str, *rest: Any) -> Any:
             if path == other:
                 raise ProofError("it differs")
             return real(path, *rest)

@@ -85,7 +85,7 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, np.ndarray]]:
     feeds: list[dict[str, np.ndarray]] = []
     honest = session.ort.InferenceSession
 
-    class Listening(honest):  # type: ignore[misc, valid-type]
+    class Listening(honest):
         def run(self, names: Any, feed: Any, *more: Any) -> Any:
             feeds.append(feed)
             return super().run(names, feed, *more)

@@ -39,10 +39,10 @@ def conv(
     layer = CONVS[rank - 1](
         in_channels,
         out_channels,
-        kernel,  # type: ignore[arg-type]  # one number or one for each axis
-        stride=stride,  # type: ignore[arg-type]
-        padding=padding,  # type: ignore[arg-type]
-        dilation=dilation,  # type: ignore[arg-type]
+        kernel,  # one number or one for each axis
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
         groups=groups,
         bias=bias,
     )

@@ -100,7 +100,7 @@ def inputs(path: Path, name: str) -> dict[str, Any]:
 
 def errors(row: Row, feeds: dict[str, Any]) -> None:
     """How far each variant, optimised, stands from the original run as it is written."""
-    truth = session(row.variants["original"].path, 1, optimise=False).run(None, feeds)  # type: ignore[arg-type]
+    truth = session(row.variants["original"].path, 1, optimise=False).run(None, feeds)
     for one in row.variants.values():
         if one.path is None:
             continue

@@ -28,8 +28,12 @@ from comparing import (
 from onnx import ModelProto
 
 import onnxfuse
+from onnxfuse.lift import View
+from onnxfuse.model.constants import analyse
+from onnxfuse.model.graph import Graph
 from onnxfuse.model.walk import inner_nodes
 from onnxfuse.planning.known import SPARE
+from onnxfuse.planning.problem import Problem
 from onnxfuse.records import RegionReport, Report
 from onnxfuse.refusal import Code
 
@@ -84,6 +88,14 @@ def weight_elements(model: ModelProto) -> int:
         else:
             found[name] = sizes.get(source, 0)
     return sum(found.values())
+
+
+def estimate(model: ModelProto, given: Mapping[str, Any]) -> int:
+    """The estimated time of all linear operators of a model, as it stands."""
+    graph = Graph(model)
+    view = View(graph, *analyse(graph, None, given.get("input_shapes") or {}))
+    problem = Problem(view, lambda label: True)
+    return sum(problem.original_cost(step).time for step in problem.steps.values())
 
 
 def region_key(region: RegionReport) -> tuple[Any, ...]:
@@ -212,6 +224,9 @@ def examine(model: ModelProto, nominal: Mapping[str, int], seed: int, *, full: b
             found.append(Finding("copy differs", "nothing was fused, yet the bytes differ"))
         return outcome
     found += _counts(model, fused, report)
+    before, after = estimate(model, given), estimate(fused, given)
+    if after > before:
+        found.append(Finding("estimates grow", f"from {before} to {after}"))
     found += _valid(model, fused)
     for feed in feeds:
         try:

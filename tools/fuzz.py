@@ -1,10 +1,11 @@
 """Fuse random models and check everything that must hold of the result.
 
     python tools/fuzz.py --graphs 20000 --seed 0 [--only-seed N] [--blocks B] [--keep-going]
-                         [--approximate]
+                         [--approximate] [--light] [--jobs N]
 
-Prints how often which operators and refusals were met, every failure with its seed and the
-smallest model found that still fails, and exits with 1 if there was one.
+Prints how often which operators, laws and refusals were met, every failure with its seed and the
+smallest model found that still fails, and exits with 1 if there was one. A run of `LONG` graphs or
+more also fails where a law stood in fewer than `LEAST` steps of fused regions.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import onnxruntime as ort
@@ -26,7 +30,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from checking import Finding, Outcome, examine, examine_approximate
 from comparing import Rejected
 from fuzz_shrink import listing, shrink
+from fuzz_tally import Tally
 from random_graphs import Sample, make
+
+LONG = 100_000
+LEAST = 1_000
+CHUNK = 100
+"""Seeds that a process takes at a time."""
 
 
 def worst(outcome: Outcome) -> Finding:
@@ -34,26 +44,62 @@ def worst(outcome: Outcome) -> Finding:
     return min(outcome.findings, key=lambda finding: finding.severity)
 
 
-def checked(model: ModelProto, nominal: Mapping[str, int], seed: int, approximate: bool) -> Outcome:
+def checked(
+    model: ModelProto, nominal: Mapping[str, int], seed: int, options: argparse.Namespace
+) -> Outcome:
     """What comes of a model."""
-    if approximate:
+    if options.approximate:
         return examine_approximate(model, nominal, seed)
-    return examine(model, nominal, seed, full=True)
+    return examine(model, nominal, seed, full=not options.light)
 
 
-def describe(outcome: Outcome, sample: Sample, approximate: bool) -> str:
+def describe(outcome: Outcome, sample: Sample, options: argparse.Namespace) -> str:
     """The failures of a seed, the worst one with the smallest model found that shows it."""
     first = worst(outcome)
 
     def fails(model: ModelProto) -> bool:
         try:
-            found = checked(model, sample.nominal, outcome.seed, approximate)
+            found = checked(model, sample.nominal, outcome.seed, options)
         except Rejected:  # it runs, but cannot be judged
             return False
         return any(finding.kind == first.kind for finding in found.findings)
 
     lines = [f"seed {outcome.seed}: {finding.text}" for finding in outcome.findings]
     return "\n".join([*lines, "    " + listing(shrink(sample.model, sample.nominal, fails))])
+
+
+def part(options: argparse.Namespace, seeds: range) -> Tally:
+    """What some seeds come to; the first failures of each kind are made smaller."""
+    warnings.simplefilter("error")
+    ort.set_default_logger_severity(4)
+    tally = Tally()
+    for seed in seeds:
+        sample = make(seed, options.blocks)
+        with tally.watching():
+            outcome = checked(sample.model, sample.nominal, seed, options)
+        tally.count(outcome)
+        if outcome.findings:
+            kind = worst(outcome).kind
+            tally.broken.append(seed)
+            tally.failures[kind] += 1
+            if tally.failures[kind] <= 2:
+                tally.texts.append((kind, describe(outcome, sample, options)))
+            if not options.keep_going:
+                break
+    return tally
+
+
+def parts(options: argparse.Namespace, seeds: range) -> Iterator[Tally]:
+    """The tallies of consecutive seeds, by as many processes as were asked for."""
+    chunks = [seeds[start : start + CHUNK] for start in range(0, len(seeds), CHUNK)]
+    if options.jobs == 1:
+        yield from map(partial(part, options), chunks)
+        return
+    with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
+        try:
+            yield from pool.map(partial(part, options), chunks)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def main() -> int:
@@ -65,59 +111,33 @@ def main() -> int:
     parser.add_argument("--blocks", type=int, default=3, help="blocks one behind the other")
     parser.add_argument("--keep-going", action="store_true", help="do not stop at a failure")
     parser.add_argument("--approximate", action="store_true", help="with approximate borders")
+    parser.add_argument(
+        "--light", action="store_true", help="plan and fuse a second time for some seeds only"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
     options = parser.parse_args()
-    warnings.simplefilter("error")
-    ort.set_default_logger_severity(4)
     seeds = range(options.seed, options.seed + options.graphs)
     if options.only_seed is not None:
         seeds = range(options.only_seed, options.only_seed + 1)
-    kinds: Counter[str] = Counter()
-    totals, operators, codes, broken = Counter[str](), Counter[str](), Counter[str](), []
-    began = time.monotonic()
-    for seed in seeds:
-        sample = make(seed, options.blocks)
-        outcome = checked(sample.model, sample.nominal, seed, options.approximate)
-        tally(outcome, totals, operators, codes)
-        if outcome.findings:
-            broken.append(seed)
-            kind = worst(outcome).kind
-            kinds[kind] += 1
-            if kinds[kind] <= 2:
-                print(f"[{kind}]\n{describe(outcome, sample, options.approximate)}\n", flush=True)
-            if not options.keep_going:
-                break
+    total, shown = Tally(), Counter[str]()
+    began = said = time.monotonic()
+    for found in parts(options, seeds):
+        total.add(found)
+        for kind, text in found.texts:
+            shown[kind] += 1
+            if shown[kind] <= 2:
+                print(f"[{kind}]\n{text}\n", flush=True)
+        if total.broken and not options.keep_going:
+            break
+        if time.monotonic() - said > 60:
+            said = time.monotonic()
+            print(f"{total.totals['made']} of {len(seeds)}, {said - began:.0f} s", flush=True)
     print(f"seeds {seeds.start} to {seeds.stop - 1}, {time.monotonic() - began:.0f} s")
-    for title, counter in (
-        ("models", totals),
-        ("operators in fused regions", operators),
-        ("refusals", codes),
-        ("failures", kinds),
-    ):
-        text = ", ".join(f"{name} {count}" for name, count in counter.most_common())
-        print(f"{title}: {text or 'none'}")
-    if broken:
-        print("failing seeds:", " ".join(map(str, broken)))
-    return 1 if broken else 0
-
-
-def tally(
-    outcome: Outcome, totals: Counter[str], operators: Counter[str], codes: Counter[str]
-) -> None:
-    """Count what one seed met."""
-    totals["made"] += 1
-    totals["invalid"] += not outcome.valid
-    totals["runs compared"] += outcome.runs
-    totals["runs with empty tensors left out"] += outcome.empty
-    if outcome.report is None:
-        return
-    totals["fused"] += outcome.report.changed
-    codes.update(str(refusal.code) for refusal in outcome.report.refusals)
-    for region in outcome.report.regions:
-        totals["regions"] += 1
-        totals["merges of several Conv"] += region.before.conv > region.after.conv > 0
-        for part in region.was.split(", "):
-            count, _, name = part.rpartition(" ")
-            operators[name] += int(count or 1)
+    print("\n".join(total.lines()))
+    rare = total.rare(LEAST) if options.graphs >= LONG else []
+    if rare:
+        print(f"too rarely in fused regions (less than {LEAST} times): {', '.join(rare)}")
+    return 1 if total.broken or rare else 0
 
 
 if __name__ == "__main__":

@@ -257,8 +257,9 @@ def _one_pass(
         fresh = splice.fresh_names(graph)
         made: list[Replacement] = []
         bad: set[str] = set()
-        for index, region in enumerate(plan.replaced):
-            progress("fusing", index, len(plan.replaced))
+        replaced = plan.replaced
+        for index, region in enumerate(replaced):
+            progress("fusing", index, len(replaced))
             replacement = realise(region, fresh, graph.opset, plan.problem.facts)
             made.append(replacement)
             kind = found.type_of(replacement.root)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from typing import Any
 
 from onnxfuse.algebra.commuting import Pool
 from onnxfuse.algebra.form import Facts, Form
@@ -73,6 +74,9 @@ class Problem:
         self.steps: dict[str, Step] = {}
         self.refusals: list[Refusal] = []
         self._sources: dict[str, Source | None] = {}
+        self._costs: dict[str, Cost] = {}
+        self._bare: dict[str, Form | None] = {}
+        self.passed: dict[Any, Any] = {}  # of `onnxfuse.planning.region`
         self._lift_all(admitted)
         if keep_post_bn:
             self._keep_post_bn()
@@ -219,8 +223,11 @@ class Problem:
         return self._sources[tensor]
 
     def bare(self, tensor: str) -> Form | None:
-        source = self.source(tensor)
-        return None if source is None else Form.of(source)
+        """The form of a tensor that stands as it is, if its rank and channels are known."""
+        if tensor not in self._bare:
+            source = self.source(tensor)
+            self._bare[tensor] = None if source is None else Form.of(source)
+        return self._bare[tensor]
 
     def itemsize(self, tensor: str) -> int:
         try:
@@ -250,6 +257,11 @@ class Problem:
 
     def original_cost(self, step: Step) -> Cost:
         """What the node costs as it stands in the file (a share, if it has several outputs)."""
+        if step.tensor not in self._costs:
+            self._costs[step.tensor] = self._original_cost(step)
+        return self._costs[step.tensor]
+
+    def _original_cost(self, step: Step) -> Cost:
         node = step.node
         if node.op_type in FREE:
             return Cost()

@@ -109,11 +109,13 @@ def _price(first: str, merged: Region, problem: Problem) -> Refusal | None:
 
 def _needed(region: Region, problem: Problem, present: Mapping[str, Region]) -> Iterator[Refusal]:
     """Sources that something else needs, where merging would pay if nothing did."""
+    inner = [problem.steps[n] for n in region.sources if n in problem.steps]
+    if not any(step.tensor in problem.required for step in inner):
+        return
     sources = set(region.sources)
     merged = expand(region.root, lambda t: t in present and t not in sources, problem)
     if not merged.replaced:
         return
-    inner = [problem.steps[n] for n in region.sources if n in problem.steps]
     apart = region.cost.time + sum(problem.original_cost(step).time for step in inner)
     if merged.cost.time >= apart:
         return

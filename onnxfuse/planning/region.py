@@ -29,6 +29,8 @@ MAX_PROVED = 1 << 25
 """Elements of the largest tensor that a region is proved with where its size is fixed."""
 MAX_GROWTH = 16
 """A form that costs this many times what it was made from is cut where it stands."""
+MAX_PASSED = 1 << 14
+"""What so many steps came to is remembered; neighbours are planned one after the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +244,11 @@ def blocked(problem: Problem, cuts: set[str]) -> set[str]:
 
 
 class _Forward:
-    """One forward pass of the laws over a region's steps."""
+    """One forward pass of the laws over a region's steps.
+
+    What a law makes of the same forms was mostly seen before, in a pass that differs by a cut
+    elsewhere; it is taken from there.
+    """
 
     def __init__(self, root: str, inside: dict[str, Step], problem: Problem, facts: Facts) -> None:
         self.root = root
@@ -264,49 +270,22 @@ class _Forward:
 
     def step(self, name: str, step: Step) -> Form | None:
         """The form of one step, if a law gives it one that did not outgrow its nodes."""
-        form = self._apply(step)
-        if form is not None and name != self.root and self._too_large(step, form):
-            text = f"composing it costs more than {MAX_GROWTH} times as much"
-            self._obstacle(Refusal(Code.COST, text), step)
-            return None
-        return form
-
-    def _obstacle(self, refusal: Refusal, step: Step) -> None:
-        if len(self.obstacles) < 64:
-            self.obstacles.append(refusal.at(step.node.label))
-
-    def _apply(self, step: Step) -> Form | None:
-        """The step's form: through all operands, else with one of them cut, else with all."""
         names = step.lifted.operands
-        inner = [name for name in dict.fromkeys(names) if name in self.forms]
-        choices = [frozenset(inner)]
-        if len(inner) > 1:
-            choices += [frozenset(inner) - {name} for name in inner]
-        if inner:
-            choices.append(frozenset())
-        for index, choice in enumerate(choices):
-            operands = [
-                self.forms[name] if name in choice else self.problem.bare(name) for name in names
-            ]
-            if any(operand is None for operand in operands):
-                continue
-            result = applied(step.law, [o for o in operands if o is not None], self.facts)
-            if isinstance(result, Form):
-                self.through[step.tensor] = tuple(name for name in inner if name in choice)
-                return result
-            if index == 0:
-                self._obstacle(result, step)
-        return None
-
-    def _too_large(self, step: Step, form: Form) -> bool:
-        """Whether the form's work outgrew that of the nodes it stands for."""
-        positions = self.problem.elements(step.tensor) // max(form.channels, 1)
-        effort = sum(_kernel_size(term) for term in form.terms) * positions
-        own = self.problem.original_cost(step)
-        made_of = own.macs or own.time // 10
-        made_of += sum(self.effort.get(name, 0) for name in step.lifted.operands)
-        self.effort[step.tensor] = made_of
-        return effort > MAX_GROWTH * max(made_of, 1)
+        forms = tuple(self.forms.get(operand) for operand in names)
+        efforts = tuple(self.effort.get(operand, 0) for operand in names)
+        seen, is_root = self.problem.passed, name == self.root
+        key = name, is_root, self.facts.interior_only, tuple(map(id, forms)), efforts
+        if key not in seen:
+            if len(seen) >= MAX_PASSED:
+                seen.clear()
+            seen[key] = _passed(step, forms, efforts, self.problem, self.facts, root=is_root)
+        found: Passed = seen[key]
+        self.obstacles += found.obstacles[: 64 - len(self.obstacles)]
+        if found.through is not None:
+            self.through[name] = found.through
+        if found.effort is not None:
+            self.effort[name] = found.effort
+        return found.form
 
     def used(self) -> tuple[tuple[Step, ...], tuple[str, ...]]:
         """The steps the root's form passes through, in order, and the tensors it starts from."""
@@ -324,6 +303,74 @@ class _Forward:
                     stack.append(operand)
         interior = tuple(step for name, step in self.inside.items() if name in seen)
         return interior, tuple(sources)
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """What came of one step: a form, or obstacles; which operands its law passed through.
+
+    ``effort`` is the work of all nodes that a form stands for. ``forms`` are those of the operands,
+    held so that their ids stay theirs.
+    """
+
+    form: Form | None
+    obstacles: tuple[Refusal, ...]
+    through: tuple[str, ...] | None
+    effort: int | None
+    forms: tuple[Form | None, ...]
+
+
+def _passed(
+    step: Step,
+    forms: tuple[Form | None, ...],
+    efforts: tuple[int, ...],
+    problem: Problem,
+    facts: Facts,
+    *,
+    root: bool,
+) -> Passed:
+    """A step's form over those of its operands (``None`` where one stands as it is)."""
+    form, obstacle, through = _applied(step, forms, problem, facts)
+    label = step.node.label
+    obstacles = () if obstacle is None else (obstacle.at(label),)
+    if form is None or root:
+        return Passed(form, obstacles, through, None, forms)
+    own = problem.original_cost(step)
+    effort = (own.macs or own.time // 10) + sum(efforts)
+    positions = problem.elements(step.tensor) // max(form.channels, 1)
+    if sum(_kernel_size(term) for term in form.terms) * positions > MAX_GROWTH * max(effort, 1):
+        text = f"composing it costs more than {MAX_GROWTH} times as much"
+        obstacles = (*obstacles, Refusal(Code.COST, text, label))
+        form = None
+    return Passed(form, obstacles, through, effort, forms)
+
+
+def _applied(
+    step: Step, forms: tuple[Form | None, ...], problem: Problem, facts: Facts
+) -> tuple[Form | None, Refusal | None, tuple[str, ...] | None]:
+    """The step's form: through all operands, else with one of them cut, else with all.
+
+    With it what stands in the way of passing through them all, and those that it passed through.
+    """
+    names = step.lifted.operands
+    known = {name: form for name, form in zip(names, forms, strict=True) if form is not None}
+    choices = [frozenset(known)]
+    if len(known) > 1:
+        choices += [frozenset(known) - {name} for name in known]
+    if known:
+        choices.append(frozenset())
+    obstacle = None
+    for index, choice in enumerate(choices):
+        operands = [known[name] if name in choice else problem.bare(name) for name in names]
+        whole = [operand for operand in operands if operand is not None]
+        if len(whole) < len(operands):
+            continue
+        result = applied(step.law, whole, facts)
+        if isinstance(result, Form):
+            return result, obstacle, tuple(name for name in known if name in choice)
+        if index == 0:
+            obstacle = result
+    return None, obstacle, None
 
 
 def _kernel_size(term: Term) -> int:

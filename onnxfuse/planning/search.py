@@ -253,15 +253,16 @@ def _moves(state: State, region: Region) -> Iterator[Move]:
     for name in region.sources:
         if name in state.cuts and name in steps and name not in state.forbidden:
             yield Move(drop=frozenset({name}), release=release)
-            before = frozenset(steps[name].lifted.operands) & steps.keys() - state.cuts
+            operands = frozenset(n for n in steps[name].lifted.operands if n in steps)
+            before, behind = operands - state.cuts, operands & state.cuts
             if name in state.stuck and before:
                 yield Move(add=before, drop=frozenset({name}), release=release)
-            behind = state.cuts.intersection(steps[name].lifted.operands) & steps.keys()
             if behind - state.forbidden:
                 yield Move(drop=frozenset({name, *behind}) - state.forbidden, release=release)
-    together = state.cuts.intersection(region.sources) & steps.keys() - state.forbidden
+    together = frozenset(n for n in region.sources if n in steps and n in state.cuts)
+    together -= state.forbidden
     if len(together) > 1:  # the terms of a sum pay only when all of them are open
-        yield Move(drop=frozenset(together), release=release)
+        yield Move(drop=together, release=release)
     if region.obstacles and not region.replaced:
         for name in region.visited:
             if name != root and name not in state.cuts:

@@ -9,7 +9,9 @@ import pytest
 from checking import Finding, Outcome
 from fuzz_tally import LAWS, Tally
 
-OPTIONS = argparse.Namespace(blocks=1, approximate=False, light=True, keep_going=True, jobs=1)
+OPTIONS = argparse.Namespace(
+    blocks=1, approximate=False, light=True, keep_going=True, jobs=1, nodes=0
+)
 
 
 def test_laws_are_counted_where_they_are_tried_and_where_they_are_proved() -> None:

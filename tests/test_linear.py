@@ -271,6 +271,11 @@ RESHAPED = {
         "y = Relu(r)",
         {**W45, **N5, "rows": I64["rows"], "three": I64["three"]}, "Reshape Gemm Reshape Relu",
         graph="(float[N,6,4] x) => (float[] y)"),
+    "rows that only some batches fill": Case(
+        "f = Reshape(x, pairs) a = Mul(f, k) r = Reshape(a, maps) b = Mul(r, h) y = Relu(b)",
+        {"k": (2,), "h": (2,), "pairs": np.array([-1, 2], np.int64),
+         "maps": np.array([-1, 8, 8, 2], np.int64)}, "Reshape Reshape Mul Relu",
+        graph="(float[N,4,8,8] x) => (float[] y)"),
     "back to the map": Case(
         f"r = Reshape(x, keep) a = Mul(r, k) q = Reshape(a, square) {bn('b', 'q', 'n')} "
         "y = Relu(b)",

@@ -1,7 +1,7 @@
 """Fuse random models and check everything that must hold of the result.
 
     python tools/fuzz.py --graphs 20000 --seed 0 [--only-seed N] [--blocks B] [--keep-going]
-                         [--approximate] [--light] [--jobs N]
+                         [--approximate] [--light] [--nodes N] [--jobs N]
 
 Prints how often which operators, laws and refusals were met, every failure with its seed and the
 smallest model found that still fails, and exits with 1 if there was one. A run of `LONG` graphs or
@@ -75,6 +75,9 @@ def part(options: argparse.Namespace, seeds: range) -> Tally:
     tally = Tally()
     for seed in seeds:
         sample = make(seed, options.blocks)
+        if options.nodes and len(sample.model.graph.node) > options.nodes:
+            tally.totals["larger, left out"] += 1
+            continue
         with tally.watching():
             outcome = checked(sample.model, sample.nominal, seed, options)
         tally.count(outcome)
@@ -114,6 +117,7 @@ def main() -> int:
     parser.add_argument(
         "--light", action="store_true", help="plan and fuse a second time for some seeds only"
     )
+    parser.add_argument("--nodes", type=int, default=0, help="leave out models of more nodes")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     options = parser.parse_args()
     seeds = range(options.seed, options.seed + options.graphs)
@@ -131,10 +135,11 @@ def main() -> int:
             break
         if time.monotonic() - said > 60:
             said = time.monotonic()
-            print(f"{total.totals['made']} of {len(seeds)}, {said - began:.0f} s", flush=True)
+            done = sum(total.totals[name] for name in ("made", "larger, left out"))
+            print(f"{done} of {len(seeds)} seeds, {said - began:.0f} s", flush=True)
     print(f"seeds {seeds.start} to {seeds.stop - 1}, {time.monotonic() - began:.0f} s")
     print("\n".join(total.lines()))
-    rare = total.rare(LEAST) if options.graphs >= LONG else []
+    rare = total.rare(LEAST) if total.totals["made"] >= LONG else []
     if rare:
         print(f"too rarely in fused regions (less than {LEAST} times): {', '.join(rare)}")
     return 1 if total.broken or rare else 0

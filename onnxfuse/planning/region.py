@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import gcd, lcm, prod
 
 from onnxfuse.algebra.borders import without_border
 from onnxfuse.algebra.commuting import applied
@@ -163,7 +163,20 @@ def _beyond_proof(interior: Sequence[Step], sources: Sequence[str], problem: Pro
     if not real and inner.isdisjoint(sources):
         return False
     shapes = [problem.view.shape(tensor) or () for tensor in (*sources, *inner)]
-    return max(prod(3 if size is None else size for size in shape) for shape in shapes) > MAX_PROVED
+    open_size = 3 * open_unit(interior)
+    largest = max(prod(open_size if n is None else n for n in shape) for shape in shapes)
+    return largest > MAX_PROVED
+
+
+def open_unit(interior: Sequence[Step]) -> int:
+    """The least size of open axes at which every Reshape of a region divides what it is given.
+
+    Where the known sizes behind a Reshape have a product that those before it do not hold, the
+    open ones before it are multiples of what is missing.
+    """
+    laws = [step.law for step in interior if isinstance(step.law, Reshape)]
+    known = [[prod(n for n in shape if n) for shape in (law.before, law.after)] for law in laws]
+    return lcm(*(after // gcd(before, after) for before, after in known))
 
 
 def old_counts(interior: Sequence[Step], problem: Problem) -> Cost:

@@ -9,6 +9,7 @@ from onnxfuse.algebra.geometry import compose_axis
 from onnxfuse.algebra.reshaping import Reshape
 from onnxfuse.algebra.source import Source
 from onnxfuse.lift import View
+from onnxfuse.planning.region import open_unit
 from onnxfuse.realise import Replacement
 
 Sizes = dict[str, tuple[int, ...]]
@@ -25,7 +26,7 @@ def proof_sizes(replacement: Replacement, view: View) -> Iterator[Sizes]:
     inner = {step.tensor for step in region.interior}
     sources = _free_sources(replacement, view)
     if any(isinstance(step.law, Reshape) for step in region.interior):
-        yield from _whole_sizes(sources, view)
+        yield from _whole_sizes(sources, view, open_unit(region.interior))
         return
     fixed = any(step.lifted.fixed for step in region.interior)
     follows = len(inner.intersection(region.sources)) > 0 or sources.keys() != form.sources.keys()
@@ -64,10 +65,13 @@ def proof_sizes(replacement: Replacement, view: View) -> Iterator[Sizes]:
             }
 
 
-def _whole_sizes(sources: dict[str, Source], view: View) -> Iterator[Sizes]:
-    """The shapes the model has, open sizes being one and three: for maps that see no border."""
+def _whole_sizes(sources: dict[str, Source], view: View, unit: int) -> Iterator[Sizes]:
+    """The shapes the model has, open sizes being one and three: for maps that see no border.
+
+    Where a Reshape divides what stands there, they are once and three times its ``unit``.
+    """
     shapes = {name: view.shape(name) or () for name in sources}
-    for size in (3, 1):
+    for size in (3 * unit, unit):
         yield {
             name: tuple(size if n is None else n for n in shape) for name, shape in shapes.items()
         }

@@ -39,6 +39,7 @@ def fuse(
     verify: bool = True,
     approximate_borders: bool = False,
     keep_post_bn: bool = False,
+    policy: str = "default",
     freeze_initializers: bool = False,
     assume_inference: bool = False,
     input_data: Mapping[str, Any] | str | PathLike[str] | None = None,
@@ -56,7 +57,9 @@ def fuse(
     The proofs of the regions always run. ``approximate_borders`` also takes merges that equal the
     original in the interior alone; the report says how far the border is off, and the model's
     metadata that it is approximate. ``keep_post_bn`` leaves each BatchNormalization that nothing
-    linear reads, for quantisation recipes that calibrate it.
+    linear reads, for quantisation recipes that calibrate it. The ``policy`` "latency" lets MACs and
+    parameters of depthwise convolutions grow by half where the estimated time falls; by default
+    nothing grows.
 
     Two switches change what the model means, and the report says what they did:
     ``freeze_initializers`` takes weights out of the graph's inputs, and ``assume_inference`` takes
@@ -81,6 +84,7 @@ def fuse(
         verify=verify,
         approximate_borders=approximate_borders,
         keep_post_bn=keep_post_bn,
+        policy=policy,
         freeze_initializers=freeze_initializers,
         assume_inference=assume_inference,
         input_data=_arrays(input_data),
@@ -101,6 +105,7 @@ def plan(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     approximate_borders: bool = False,
     keep_post_bn: bool = False,
+    policy: str = "default",
     freeze_initializers: bool = False,
     assume_inference: bool = False,
 ) -> Report:
@@ -118,6 +123,7 @@ def plan(
         input_shapes,
         approximate_borders=approximate_borders,
         keep_post_bn=keep_post_bn,
+        policy=policy,
         freeze_initializers=freeze_initializers,
         assume_inference=assume_inference,
     )
@@ -184,9 +190,11 @@ def _options(
     input_shapes: Mapping[str, Sequence[int]] | None,
     **more: Any,
 ) -> Any:
-    from onnxfuse.options import Options
+    from onnxfuse.options import POLICIES, Options
 
     shapes = {name: tuple(shape) for name, shape in (input_shapes or {}).items()}
+    if more["policy"] not in POLICIES:
+        raise InputError(f"policy is one of {', '.join(POLICIES)}, not {more['policy']!r}")
     return Options(tuple(only), tuple(without), shapes, **more)
 
 

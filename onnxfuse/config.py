@@ -15,6 +15,7 @@ from typing import Any
 from onnxfuse import files
 from onnxfuse.budget import LIMITS, Limit, amount, growth
 from onnxfuse.errors import InputError
+from onnxfuse.options import POLICIES
 from onnxfuse.outcome import FORMATS
 
 
@@ -153,6 +154,12 @@ def _format(value: Any, key: str) -> str:
     return str(value)
 
 
+def _policy(value: Any, key: str) -> str:
+    if value not in POLICIES:
+        raise InputError(f"{key} is one of {', '.join(POLICIES)}, not {value!r}")
+    return str(value)
+
+
 def _growth(value: Any, key: str) -> str:
     growth(value, key)
     return str(value)
@@ -165,6 +172,7 @@ KEYS: dict[str, Check] = {
     "input-shape": _texts,
     "approximate-borders": _flag,
     "keep-post-bn": _flag,
+    "policy": _policy,
     "freeze-initializers": _flag,
     "assume-inference": _flag,
     "verify": _flag,

@@ -22,6 +22,7 @@ from onnxfuse.model.constants import Constants, analyse
 from onnxfuse.model.graph import Graph
 from onnxfuse.model.shapes import Shape, Shapes
 from onnxfuse.options import Options, Progress
+from onnxfuse.planning.cost import POLICIES
 from onnxfuse.planning.problem import Problem
 from onnxfuse.planning.reasons import refusals
 from onnxfuse.planning.region import Region
@@ -117,6 +118,7 @@ def make_plan(
             pinned,
             interior_only=options.approximate_borders,
             keep_post_bn=options.keep_post_bn,
+            policy=POLICIES[options.policy],
         )
         plan = Plan(graph, found, constants, view, problem, solve(problem, forbidden))
         survivors = _survivors(plan)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from onnxfuse.errors import InputError, OnnxfuseError
+from onnxfuse.options import POLICIES
 from onnxfuse.outcome import FORMATS
 from onnxfuse.version import __version__
 
@@ -364,6 +365,12 @@ def _add_fusing(found: argparse.ArgumentParser) -> None:
         action="store_true",
         default=None,
         help="leave each BatchNormalization that nothing linear reads, for quantisation recipes",
+    )
+    found.add_argument(
+        "--policy",
+        choices=POLICIES,
+        help="latency lets MACs and parameters of depthwise convolutions grow by half where the "
+        "estimated time falls; by default nothing grows",
     )
     found.add_argument(
         "--freeze-initializers",

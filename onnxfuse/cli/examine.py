@@ -44,6 +44,7 @@ def options(chosen: argparse.Namespace) -> Watched:
         verify=not chosen.no_verify,
         approximate_borders=bool(chosen.approximate_borders),
         keep_post_bn=bool(chosen.keep_post_bn),
+        policy=chosen.policy or "default",
         freeze_initializers=bool(chosen.freeze_initializers),
         assume_inference=bool(chosen.assume_inference),
         **(_asked(chosen) if chosen.command == "fuse" else {}),

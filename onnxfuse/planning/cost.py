@@ -23,16 +23,72 @@ UNKNOWN_LENGTH = 32
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Counts that add up. ``macs`` and ``parameters`` are those of convolution kernels."""
+    """Counts that add up. ``macs`` and ``parameters`` are those of convolution kernels.
+
+    ``depthwise_macs`` and ``depthwise_parameters`` are the part of them that reads one channel.
+    """
 
     macs: int = 0
     parameters: int = 0
     time: int = 0
+    depthwise_macs: int = 0
+    depthwise_parameters: int = 0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
-            self.macs + other.macs, self.parameters + other.parameters, self.time + other.time
+            self.macs + other.macs,
+            self.parameters + other.parameters,
+            self.time + other.time,
+            self.depthwise_macs + other.depthwise_macs,
+            self.depthwise_parameters + other.depthwise_parameters,
         )
+
+    def __sub__(self, other: Cost) -> Cost:
+        return Cost(
+            self.macs - other.macs,
+            self.parameters - other.parameters,
+            self.time - other.time,
+            self.depthwise_macs - other.depthwise_macs,
+            self.depthwise_parameters - other.depthwise_parameters,
+        )
+
+    def without_parameters(self) -> Cost:
+        """The cost of an operator whose kernel stays in the file for another one."""
+        return Cost(self.macs, 0, self.time, self.depthwise_macs, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What may grow where the estimated time falls.
+
+    Neither MACs nor kernel parameters may, but that those of depthwise maps may grow to ``share``
+    times what they were: such maps wait for memory, not for arithmetic.
+    """
+
+    share: float = 1.0
+
+    def macs(self, new: Cost, old: Cost) -> int:
+        """By how many MACs ``new`` exceeds what may stand in place of ``old``."""
+        return self._excess(new.macs, new.depthwise_macs, old.macs, old.depthwise_macs)
+
+    def parameters(self, new: Cost, old: Cost) -> int:
+        """By how many kernel parameters it does."""
+        return self._excess(
+            new.parameters, new.depthwise_parameters, old.parameters, old.depthwise_parameters
+        )
+
+    def excess(self, new: Cost, old: Cost) -> int:
+        """By how much ``new`` breaks the policy; zero where it keeps to it."""
+        return self.macs(new, old) + self.parameters(new, old)
+
+    def _excess(self, new: int, new_light: int, old: int, old_light: int) -> int:
+        dense_grows = new - new_light > old - old_light
+        spare = 0 if dense_grows else int((self.share - 1) * old_light)
+        return max(new - old - spare, 0)
+
+
+POLICIES = {"default": Policy(), "latency": Policy(1.5)}
+"""The policies by the name that users give."""
 
 
 def passes(*element_counts: int, itemsize: int) -> Cost:
@@ -69,7 +125,9 @@ def convolution(
     moved = BYTE_COST * itemsize * (read + batch * geometry.out_channels * prod(out_lengths))
     if pool:
         return Cost(time=max(effort, moved))
-    return Cost(macs, geometry.parameters, max(effort, moved))
+    light = fan_in == 1
+    parameters = geometry.parameters
+    return Cost(macs, parameters, max(effort, moved), macs * light, parameters * light)
 
 
 def _round_up(channels: int) -> int:

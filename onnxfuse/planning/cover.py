@@ -112,9 +112,14 @@ def _fits(hull: Term, part: Term) -> bool:
 
 
 def _pairwise(terms: list[Term], pricing: Pricing, budget: Cost) -> list[Term]:
-    """Merge the pair that saves most, while some pair saves and the counts allow it."""
+    """Merge the pair that saves most, while some pair saves and the counts allow it.
+
+    What stands apart may be kept, whatever it costs; so a pair need only keep to that, or to the
+    budget.
+    """
     if len(terms) > 16:
         return terms
+    policy = pricing.problem.policy
     while len(terms) > 1:
         spent = sum((pricing.term(t) for t in terms), Cost())
         best: tuple[int, Term, Term, Term] | None = None
@@ -126,10 +131,10 @@ def _pairwise(terms: list[Term], pricing: Pricing, budget: Cost) -> list[Term]:
                 + pricing.addition(Form(left.outs[1] - left.outs[0], (left,)))
             )
             joined = pricing.term(box)
-            macs = spent.macs - apart.macs + joined.macs
-            parameters = spent.parameters - apart.parameters + joined.parameters
-            allowed = macs <= max(spent.macs, budget.macs) and parameters <= max(
-                spent.parameters, budget.parameters
+            total = spent - apart + joined
+            allowed = all(
+                not count(total, spent) or not count(total, budget)
+                for count in (policy.macs, policy.parameters)
             )
             saved = apart.time - joined.time
             if allowed and saved > 0 and (best is None or saved > best[0]):

@@ -114,10 +114,7 @@ def _channel(found: Cover, terms: list[Term], pricing: Pricing) -> Known | None:
     narrow = pricing.term(data)
     count = batch * prod(lengths)
     grown = cost.passes(count * source.channels, count * box.in_channels, itemsize=itemsize)
-    extra = Cost(
-        wide.macs - narrow.macs, wide.parameters - narrow.parameters, wide.time - narrow.time
-    )
-    return Known("channel", (term,), ("Pad",), grown + extra, 0)
+    return Known("channel", (term,), ("Pad",), grown + (wide - narrow), 0)
 
 
 def _shift(found: Cover, pricing: Pricing) -> Known | None:

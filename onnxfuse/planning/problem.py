@@ -28,7 +28,7 @@ from onnxfuse.model.graph import Node
 from onnxfuse.model.tensors import FLOATS, dtype_of
 from onnxfuse.planning import cost
 from onnxfuse.planning.channels import channel_axes
-from onnxfuse.planning.cost import Cost
+from onnxfuse.planning.cost import POLICIES, Cost, Policy
 from onnxfuse.planning.written import KERNELED
 from onnxfuse.refusal import Code, Refusal
 
@@ -69,8 +69,10 @@ class Problem:
         *,
         interior_only: bool = False,
         keep_post_bn: bool = False,
+        policy: Policy = POLICIES["default"],
     ) -> None:
         self.view = view
+        self.policy = policy
         self.steps: dict[str, Step] = {}
         self.refusals: list[Refusal] = []
         self._sources: dict[str, Source | None] = {}

@@ -91,10 +91,10 @@ def _price(first: str, merged: Region, problem: Problem) -> Refusal | None:
     """What a merge that reaches back to the node ``first`` would cost too much."""
     old, new = old_counts(merged.interior, problem), merged.cost
     into = f"merging {first!r} into it"
-    if new.macs > old.macs:
+    if problem.policy.macs(new, old):
         text = f"{into} would take MACs from {old.macs:,} to {new.macs:,}"
         return _of(merged, Code.COST, text)
-    if new.parameters > old.parameters:
+    if problem.policy.parameters(new, old):
         code = Code.SHARED_KERNEL if old.parameters == 0 else Code.COST
         text = f"{into} would take kernel parameters from {old.parameters:,} to {new.parameters:,}"
         return _of(merged, code, text)

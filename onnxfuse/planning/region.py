@@ -129,8 +129,7 @@ def _expressed(root: Step, inside: dict[str, Step], problem: Problem, facts: Fac
     found = cover(form, problem, _affine(steps), budget)
     if found is None or root.tensor in form.sources:
         return keep(root, problem, walk.obstacles, tuple(inside))
-    excess = max(found.cost.macs - budget.macs, 0)
-    excess += max(found.cost.parameters - budget.parameters, 0)
+    excess = problem.policy.excess(found.cost, budget)
     count = len(operators(found, problem.facts)) - (found.known.sizing if found.known else 0)
     excess += max(count - len({step.node.index for step in steps}), 0)
     return Region(
@@ -200,7 +199,7 @@ def freed_counts(steps: Sequence[Step], problem: Problem) -> Cost:
             name = problem.kernel_name(step.node)
             kernels[name] = kernels.get(name, 0) + 1
             if kernels[name] != problem.kernel_users[name]:
-                price = Cost(price.macs, 0, price.time)
+                price = price.without_parameters()
         total += price
     return total
 

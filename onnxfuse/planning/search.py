@@ -376,7 +376,7 @@ def _pays(cluster: list[Region], state: State) -> bool:
     )
     if sum(region.operators for region in cluster) > nodes:
         return False
-    return new.macs <= old.macs and new.parameters <= old.parameters and new.time < old.time
+    return not state.problem.policy.excess(new, old) and new.time < old.time
 
 
 def _prefer_present_tensors(state: State) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from onnx_text import model, ops
+from onnx_text import bn, fuse, model, norm, ops
 
 import onnxfuse
 from onnxfuse.algebra.expression import vector
@@ -192,3 +192,29 @@ def test_a_fixed_size_too_large_to_prove_is_refused() -> None:
     fused, report = onnxfuse.fuse(built, verify=False)
     assert fused == built
     assert "size-limit" in {str(r.code) for r in report.refusals}
+
+
+def test_a_sum_of_two_outputs_frees_neither_of_them() -> None:
+    """Three regions that share nodes are one account, whichever of them was met first."""
+    built = model(
+        "(float[3,1,6,6] x) => (float[] y, float[] b, float[] a)"
+        f"{{ p = Conv<pads = [0,2,0,2]>(x, w) {bn('a', 'p', 'n')} m = Mul(a, k)"
+        " u = Unsqueeze(x, four) q = Conv<pads = [0,2,0,1,3,0]>(u, v) b = Squeeze(q, four)"
+        " y = Add(m, b) }",
+        w=(1, 1, 1, 3), v=(1, 1, 2, 4, 1), k=(1, 1, 1), four=np.array([4]), **norm("n", 1),
+    )  # fmt: skip
+    fused, _ = fuse(built, exact=False)
+    assert ops(fused).count("Conv") == 2
+    assert ops(fused)[-1] == "Add"
+
+
+def test_what_a_node_of_a_region_also_computes_is_not_drawn_apart() -> None:
+    """The region reads the second half of its own Split as a tensor that stands."""
+    built = model(
+        "(float[3,4,11,3] x) => (float[] y, float[] c)"
+        "{ a, b = Split<axis = 1>(x, halves) c = Conv<pads = [1,0,1,0]>(b, w) d = Conv(c, v)"
+        " e = Concat<axis = 1>(d, a) f = Add(e, k) y = Conv<group = 6>(f, g) }",
+        w=(2, 1, 3, 1), v=(3, 2, 1, 1), g=(6, 1, 1, 1), k=(1, 1, 1, 1), halves=np.array([3, 1]),
+    )  # fmt: skip
+    fused, _ = fuse(built, exact=False)
+    assert ops(fused) != ops(built)

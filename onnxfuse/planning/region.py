@@ -157,7 +157,7 @@ def _has_interior(region_form: Form) -> bool:
 
 def _beyond_proof(interior: Sequence[Step], sources: Sequence[str], problem: Problem) -> bool:
     """Whether a region must be proved at its real size and that is too large to evaluate."""
-    inner = {step.tensor for step in interior}
+    inner = computed(interior)
     real = any(step.lifted.fixed or isinstance(step.law, Reshape) for step in interior)
     if not real and inner.isdisjoint(sources):
         return False
@@ -165,6 +165,11 @@ def _beyond_proof(interior: Sequence[Step], sources: Sequence[str], problem: Pro
     open_size = 3 * open_unit(interior)
     largest = max(prod(open_size if n is None else n for n in shape) for shape in shapes)
     return largest > MAX_PROVED
+
+
+def computed(interior: Sequence[Step]) -> set[str]:
+    """What the nodes of a region compute, outputs included that its root does not depend on."""
+    return {name for step in interior for name in step.node.outputs if name}
 
 
 def open_unit(interior: Sequence[Step]) -> int:

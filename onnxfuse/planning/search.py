@@ -344,15 +344,12 @@ def _clusters(state: State) -> list[list[Region]]:
         region = state.regions[tensor]
         if not region.replaced:
             continue
-        cluster = [region]
-        for step in region.interior:
-            met = owner.get(step.tensor)
-            if met is not None and met is not cluster:
-                small, cluster = (met, cluster) if len(met) < len(cluster) else (cluster, met)
-                cluster += small
-                for joined in small:
-                    owner.update({s.tensor: cluster for s in joined.interior})
-        owner.update({step.tensor: cluster for step in region.interior})
+        met = {id(c): c for step in region.interior if (c := owner.get(step.tensor)) is not None}
+        cluster = max(met.values(), key=len, default=[])
+        added = [region, *(one for small in met.values() if small is not cluster for one in small)]
+        cluster += added
+        for one in added:
+            owner.update({step.tensor: cluster for step in one.interior})
     return list({id(cluster): cluster for cluster in owner.values()}.values())
 
 

@@ -136,7 +136,8 @@ def _with_derived(
 ) -> dict[str, Any]:
     """The inputs with those sources that are themselves computed inside the region."""
     known = dict(inputs)
-    order = {step.tensor: step.position for step in replacement.region.interior}
+    interior = replacement.region.interior
+    order = {name: step.position for step in interior for name in step.node.outputs}
     derived = [
         name
         for name in replacement.region.sources

@@ -9,7 +9,7 @@ from onnxfuse.algebra.geometry import compose_axis
 from onnxfuse.algebra.reshaping import Reshape
 from onnxfuse.algebra.source import Source
 from onnxfuse.lift import View
-from onnxfuse.planning.region import open_unit
+from onnxfuse.planning.region import computed, open_unit
 from onnxfuse.realise import Replacement
 
 Sizes = dict[str, tuple[int, ...]]
@@ -23,7 +23,7 @@ def proof_sizes(replacement: Replacement, view: View) -> Iterator[Sizes]:
     region = replacement.region
     assert region.cover is not None
     form = region.cover.form
-    inner = {step.tensor for step in region.interior}
+    inner = computed(region.interior)
     sources = _free_sources(replacement, view)
     if any(isinstance(step.law, Reshape) for step in region.interior):
         yield from _whole_sizes(sources, view, open_unit(region.interior))
@@ -84,7 +84,7 @@ def _free_sources(replacement: Replacement, view: View) -> dict[str, Source]:
     region = replacement.region
     assert region.cover is not None
     named = region.cover.form.sources
-    inner = {step.tensor for step in region.interior}
+    inner = computed(region.interior)
     found: dict[str, Source] = {}
     for name in region.sources:
         shape = view.shape(name)

@@ -1,0 +1,308 @@
+"""Every reason code is provoked by a model here, and said at the node that stays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+from onnx_text import bn, model, norm
+
+from onnxfuse.fusing import explain_model
+from onnxfuse.options import Options
+from onnxfuse.refusal import Code
+
+K1, K3 = (4, 4, 1, 1), (4, 4, 3, 3)
+PAD = "<pads = [1,1,1,1]>"
+IN, OPEN = "(float[1,4,6,6] x) => (float[] y)", "(float[N,4,H,W] x) => (float[] y)"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model in which ``node`` stays for a reason; ``options`` are those of the command."""
+
+    build: Callable[[], onnx.ModelProto]
+    node: str
+    says: str
+    options: dict[str, Any] = field(default_factory=dict)
+    quiet: bool = False
+    """Whether only `explain --node` speaks of it."""
+
+
+def case(
+    text: str,
+    node: str,
+    says: str,
+    *,
+    quiet: bool = False,
+    options: dict[str, Any] | None = None,
+    **tensors: object,
+) -> Case:
+    return Case(lambda: model(text, **tensors), node, says, options or {}, quiet)
+
+
+def overridable() -> onnx.ModelProto:
+    built = model(f"{IN} {{ c = Conv(x, w) {bn('y', 'c', 'n')} }}", w=K1, **norm("n", 4))
+    built.graph.input.append(helper.make_tensor_value_info("w", 1, K1))
+    return built
+
+
+CONV_BN = f"c = Conv(x, w) {bn('y', 'c', 'n')}"
+HUGE = np.full((4, 4, 1, 1), 1e30, np.float32)
+
+CASES: dict[Code, list[Case]] = {
+    Code.ACTIVATION: [
+        case(
+            f"""{IN} {{ c = Conv(x, w) d = Div(c, root) e = Erf(d) f = Add(e, one)
+                g = Mul(c, f) y = Mul(g, half) }}""",
+            "y",
+            "Gelu",
+            w=K1,
+            root=np.float32(2**0.5),
+            one=np.float32(1),
+            half=np.float32(0.5),
+        )
+    ],
+    Code.ALONE: [
+        case(
+            f"{IN} {{ c = Conv(x, w) y = Relu(c) }}",
+            "c",
+            "nothing that is linear meets it",
+            quiet=True,
+            w=K1,
+        ),
+    ],
+    Code.BORDER_BIAS: [
+        case(
+            f"{IN} {{ s = Add(x, b) y = ConvTranspose <strides = [2,2]> (s, w) }}",
+            "y",
+            "phase",
+            w=K3,
+            b=(4, 1, 1),
+        ),
+        case(
+            f"{IN} {{ p = Pad(x, at, one) q = Pad(p, at, two) y = Conv(q, w) }}",
+            "q",
+            "already differs at the border",
+            w=K3,
+            at=np.array([0, 0, 1, 1, 0, 0, 1, 1]),
+            one=np.float32(1),
+            two=np.float32(2),
+        ),
+        case(
+            f"{IN} {{ p = Pad(x, at, one) q = Pad(p, to, two) y = Conv(q, w) }}",
+            "y",
+            "different values on different sides",
+            w=K3,
+            at=np.array([0, 0, 1, 0, 0, 0, 1, 0]),
+            to=np.array([0, 0, 0, 1, 0, 0, 0, 1]),
+            one=np.float32(1),
+            two=np.float32(2),
+        ),
+    ],
+    Code.BORDER_WINDOW: [
+        case(
+            f"{IN} {{ c = Conv {PAD} (x, w) y = Conv {PAD} (c, v) }}",
+            "y",
+            "beyond the border",
+            w=(1, 4, 3, 3),
+            v=(4, 1, 3, 3),
+        ),
+    ],
+    Code.BROADCAST: [
+        case(f"{IN} {{ c = Conv(x, w) y = Mul(c, s) }}", "y", "not the channels", w=K1, s=(6,)),
+    ],
+    Code.CEIL_MODE: [
+        case(
+            f"""{OPEN} {{ c = Conv(x, w)
+                y = AveragePool <kernel_shape = [2,2], strides = [2,2], ceil_mode = 1> (c) }}""",
+            "y",
+            "overhang",
+            w=K1,
+        ),
+    ],
+    Code.CHANNELS: [
+        case(
+            f"""{IN} {{ s, t = Split <axis = 1> (x) a = Conv(s, w) b = Conv(t, v)
+                c = Concat <axis = 1> (a, b) y = Conv <group = 2> (c, u) }}""",
+            "y",
+            "groups cut across",
+            w=(3, 2, 1, 1),
+            v=(1, 2, 1, 1),
+            u=(4, 2, 1, 1),
+        ),
+    ],
+    Code.COST: [
+        case(
+            f"{IN} {{ c = Conv(x, w) y = Conv {PAD} (c, v) }}",
+            "y",
+            "MACs",
+            w=(1, 4, 1, 1),
+            v=(4, 1, 3, 3),
+        ),
+    ],
+    Code.DYNAMIC_WEIGHTS: [
+        case(
+            """(float[1,4,6,6] x, float[4,4,1,1] w) => (float[] y) {
+                c = Conv(x, w) y = Conv(c, v) }""",
+            "c",
+            "its kernel 'w' is not constant",
+            v=K1,
+        ),
+    ],
+    Code.EXCLUDE_PAD: [
+        case(
+            f"""{IN} {{
+                p = AveragePool <kernel_shape = [3,3], pads = [1,1,1,1]> (x) y = Conv(p, w) }}""",
+            "y",
+            "pool",
+            w=K1,
+        ),
+    ],
+    Code.EXCLUDED: [
+        case(
+            f"{IN} {{ {CONV_BN} }}",
+            "c",
+            "--except",
+            options={"without": ("c",)},
+            w=K1,
+            **norm("n", 4),
+        ),
+        case(
+            f"{IN} {{ {CONV_BN} }}",
+            "y",
+            "--keep-post-bn",
+            options={"keep_post_bn": True},
+            w=K1,
+            **norm("n", 4),
+        ),
+    ],
+    Code.GRAPH_OUTPUT: [
+        case(
+            f"(float[1,4,6,6] x) => (float[] y, float[] c) {{ {CONV_BN} }}",
+            "y",
+            "'c' is a graph output",
+            w=K1,
+            **norm("n", 4),
+        ),
+    ],
+    Code.LENGTH: [
+        case(
+            f"""{OPEN} {{
+                c = Conv {PAD} (x, w) d = Conv (x, v) y = Add(c, d) }}""",
+            "y",
+            "height",
+            w=K3,
+            v=K3,
+        ),
+    ],
+    Code.MALFORMED: [
+        case(
+            f"{IN} {{ c = Conv <group = 3> (x, w) {bn('y', 'c', 'n')} }}",
+            "c",
+            "group=3",
+            w=K1,
+            **norm("n", 4),
+        ),
+    ],
+    Code.NONLINEAR: [
+        case(f"{IN} {{ c = Conv(x, w) y = Relu(c) }}", "y", "Relu is not linear", quiet=True, w=K1),
+    ],
+    Code.OVERFLOW: [
+        case(f"{IN} {{ c = Conv(x, w) y = Conv(c, v) }}", "y", "not finite", w=HUGE, v=HUGE),
+    ],
+    Code.OVERRIDABLE: [Case(overridable, "c", "its kernel 'w' is also a graph input")],
+    Code.PARITY: [
+        case(
+            f"""{OPEN} {{ c = Conv <auto_pad = "SAME_UPPER", strides = [2,2]> (x, w)
+                 d = Conv <strides = [2,2]> (x, v) y = Add(c, d) }}""",
+            "y",
+            "parity",
+            w=K3,
+            v=K1,
+        ),
+    ],
+    Code.READER: [
+        case(
+            f"(float[1,4,6,6] x) => (float[] y, float[] z) {{ {CONV_BN} z = Relu(c) }}",
+            "y",
+            "'c' has another reader",
+            w=K1,
+            **norm("n", 4),
+        ),
+    ],
+    Code.SHARED_KERNEL: [
+        case(
+            f"""(float[1,4,6,6] x) => (float[] y, float[] z) {{
+                {CONV_BN} r = Relu(y) z = Conv(r, w) }}""",
+            "y",
+            "parameters",
+            w=K1,
+            **norm("n", 4),
+        ),
+    ],
+    Code.SIZE: [
+        case(
+            f"{IN} {{ c = Conv <pads = [5000,0,5000,0]> (x, w) {bn('y', 'c', 'n')} }}",
+            "c",
+            "4096 positions",
+            w=K1,
+            **norm("n", 4),
+        ),
+    ],
+    Code.STRIDE: [
+        case(
+            """(float[1,4,3,3] x) => (float[] y) { c = Conv <strides = [2,2]> (x, w)
+                 d = Conv (x, v) y = Add(c, d) }""",
+            "y",
+            "different strides",
+            w=K1,
+            v=(4, 4, 2, 2),
+        ),
+    ],
+    Code.TRAINING: [
+        case(
+            f"""{IN} {{ c = Conv(x, w)
+                y = BatchNormalization <training_mode = 1> (c, n_s, n_b, n_m, n_v) }}""",
+            "y",
+            "training mode",
+            w=K1,
+            **norm("n", 4),
+        ),
+    ],
+    Code.UNKNOWN_SHAPE: [
+        case(
+            "(float[] x) => (float[] y) { c = Identity(x) y = Add(c, b) }",
+            "y",
+            "cannot be inferred",
+            b=(4, 1, 1),
+        ),
+    ],
+    Code.UNSUPPORTED: [
+        case(
+            f"""{IN} {{ p = Pad <mode = "reflect"> (x, a) y = Conv(p, w) }}""",
+            "p",
+            "reflect padding",
+            a=np.array([0, 0, 1, 1, 0, 0, 1, 1]),
+            w=K3,
+        ),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("code", "number"),
+    [(code, number) for code in Code for number in range(len(CASES.get(code, [])) or 1)],
+)
+def test_every_code_is_said_of_a_model(code: Code, number: int) -> None:
+    found = CASES[code][number]
+    report, others = explain_model(found.build(), Options(**found.options))
+    places = others() if found.quiet else report.refusals
+    mine = [kept for kept in places if kept.code == code and kept.node == found.node]
+    assert [kept for kept in mine if found.says in kept.text], [str(kept) for kept in places]
+    if found.quiet:
+        assert found.node not in {kept.node for kept in report.refusals}

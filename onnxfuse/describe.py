@@ -11,6 +11,7 @@ from onnxfuse.algebra import padded
 from onnxfuse.algebra.form import Term
 from onnxfuse.algebra.geometry import Geometry
 from onnxfuse.layout import Relaid
+from onnxfuse.lift.quantised import ON_INTEGERS, ROUNDING, is_one
 from onnxfuse.model.graph import Node
 from onnxfuse.model.tensors import FLOATS
 from onnxfuse.model.totals import macs
@@ -97,6 +98,9 @@ def _other(node: Node, problem: Problem) -> Refusal:
         return Refusal(Code.ALONE, text, node.label)
     if any(out in problem.steps for out in outputs):
         return Refusal(Code.ALONE, "nothing that is linear meets it", node.label)
+    if is_one(node, *ROUNDING, *ON_INTEGERS):
+        text = f"{node.op_type} works on integers, so regions end here"
+        return Refusal(Code.QUANTISED, text, node.label)
     return Refusal(Code.NONLINEAR, f"{node.op_type} is not linear, so regions end here", node.label)
 
 

@@ -27,6 +27,7 @@ class Code(StrEnum):
     OVERFLOW = "overflow"
     OVERRIDABLE = "overridable-initializer"
     PARITY = "same-padding-parity"
+    QUANTISED = "quantised"
     READER = "reader-outside"
     SHARED_KERNEL = "shared-kernel"
     SIZE = "size-limit"
@@ -56,6 +57,7 @@ ADVICE = {
     Code.OVERFLOW: "use a wider type",
     Code.OVERRIDABLE: "export without keep_initializers_as_inputs, or pass --freeze-initializers",
     Code.PARITY: "export at fixed sizes",
+    Code.QUANTISED: "fuse the floating-point model, then quantise it",
     Code.READER: NOTHING,
     Code.SHARED_KERNEL: "nothing: the kernel is stored once for all its convolutions",
     Code.SIZE: "nothing; at a fixed size that is too large to prove, export a smaller batch",

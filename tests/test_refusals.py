@@ -12,6 +12,7 @@ import pytest
 from onnx import helper
 from onnx_text import bn, model, norm
 
+import onnxfuse
 from onnxfuse.fusing import explain_model
 from onnxfuse.options import Options
 from onnxfuse.refusal import Code
@@ -53,6 +54,8 @@ def overridable() -> onnx.ModelProto:
 
 CONV_BN = f"c = Conv(x, w) {bn('y', 'c', 'n')}"
 HUGE = np.full((4, 4, 1, 1), 1e30, np.float32)
+INTEGERS = np.arange(-8, 8, dtype=np.int8).reshape(4, 4, 1, 1)
+QUANTA = {"scale": np.float32(0.5), "zero": np.int8(0)}
 
 CASES: dict[Code, list[Case]] = {
     Code.ACTIVATION: [
@@ -226,6 +229,73 @@ CASES: dict[Code, list[Case]] = {
             v=K1,
         ),
     ],
+    Code.QUANTISED: [
+        case(
+            f"""{IN} {{ c = Conv(x, w) q = QuantizeLinear(c, scale, zero)
+                d = DequantizeLinear(q, scale, zero) {bn("y", "d", "n")} }}""",
+            "y",
+            "its input 'c' is rounded by 'q'",
+            w=K1,
+            **norm("n", 4),
+            **QUANTA,
+        ),
+        case(
+            f"""{IN} {{ k = DequantizeLinear(stored, scale, zero) c = Conv(x, k)
+                {bn("y", "c", "n")} }}""",
+            "c",
+            "'k' is stored as integers",
+            stored=INTEGERS,
+            **norm("n", 4),
+            **QUANTA,
+        ),
+        case(  # weights as training with fake quantisation exports them
+            f"""{IN} {{ r = QuantizeLinear(w, scale, zero) d = DequantizeLinear(r, scale, zero)
+                k = Identity(d) c = Conv(x, k) {bn("y", "c", "n")} }}""",
+            "c",
+            "'k' is stored as integers",
+            w=K1,
+            **norm("n", 4),
+            **QUANTA,
+        ),
+        case(
+            f"""{IN} {{ k = DequantizeLinear(stored, scale, zero) c = Conv(x, k)
+                q = QuantizeLinear(c, scale, zero) d = DequantizeLinear(q, scale, zero)
+                y = Add(d, x) }}""",
+            "y",
+            "its input 'c' is rounded by 'q'",
+            stored=INTEGERS,
+            **QUANTA,
+        ),
+        case(
+            """(float[2,3] x) => (float[] y) { k = DequantizeLinear(stored, scale, zero)
+                m = MatMul(x, k) y = Add(m, b) }""",
+            "m",
+            "'k' is stored as integers",
+            stored=INTEGERS[:3, :, 0, 0],
+            b=(4,),
+            **QUANTA,
+        ),
+        case(
+            f"""{IN} {{ c = Conv(x, w) k = DequantizeLinear(stored, scale, zero)
+                y = Mul(c, k) }}""",
+            "y",
+            "'k' is stored as integers",
+            w=K1,
+            stored=INTEGERS[:, :1],
+            **QUANTA,
+        ),
+        case(
+            f"""{IN} {{ q = QuantizeLinear(x, scale, zero)
+                i = QLinearConv(q, scale, zero, stored, scale, zero, scale, zero)
+                j = QLinearConv(i, scale, zero, stored, scale, zero, scale, zero)
+                d = DequantizeLinear(j, scale, zero) {bn("y", "d", "n")} }}""",
+            "j",
+            "its input 'i' is made of integers",
+            stored=INTEGERS,
+            **norm("n", 4),
+            **QUANTA,
+        ),
+    ],
     Code.READER: [
         case(
             f"(float[1,4,6,6] x) => (float[] y, float[] z) {{ {CONV_BN} z = Relu(c) }}",
@@ -306,3 +376,29 @@ def test_every_code_is_said_of_a_model(code: Code, number: int) -> None:
     assert [kept for kept in mine if found.says in kept.text], [str(kept) for kept in places]
     if found.quiet:
         assert found.node not in {kept.node for kept in report.refusals}
+
+
+@pytest.mark.parametrize("number", range(len(CASES[Code.QUANTISED])))
+def test_quantised_models_pass_untouched(number: int) -> None:
+    built = CASES[Code.QUANTISED][number].build()
+    fused, report = onnxfuse.fuse(built)
+    assert not report.changed
+    assert fused.SerializeToString() == built.SerializeToString()
+
+
+def test_integers_of_onnxruntime_are_known_as_such() -> None:
+    built = model(
+        f"""{IN} {{ c = Conv(x, w) q = QuantizeLinear(c, scale, zero)
+            s = custom.QLinearAdd(q, scale, zero, q, scale, zero, scale, zero)
+            y = DequantizeLinear(s, scale, zero) }}""",
+        w=K1,
+        **QUANTA,
+    )
+    built.graph.node[2].domain = built.opset_import[1].domain = "com.microsoft"
+    fused, report = onnxfuse.fuse(built)
+    assert fused == built
+    assert [(kept.code, kept.node) for kept in report.refusals] == [(Code.QUANTISED, "s")]
+    _, others = explain_model(built, Options())
+    assert {k.node: k.code for k in others()} == {
+        "c": Code.ALONE, "q": Code.QUANTISED, "y": Code.QUANTISED,
+    }  # fmt: skip

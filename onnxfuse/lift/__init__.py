@@ -20,6 +20,7 @@ from onnxfuse.lift.arithmetic import (
 from onnxfuse.lift.border import lift_scatter_nd
 from onnxfuse.lift.common import Lifted, View, mixed_types, operand_types_ok
 from onnxfuse.lift.matrix import lift_gemm, lift_matmul
+from onnxfuse.lift.quantised import stored_as_integers
 from onnxfuse.lift.reshape import lift_flatten, lift_reshape
 from onnxfuse.lift.shape import (
     lift_cast,
@@ -82,6 +83,7 @@ def lift(node: Node, view: View) -> Lifted | Refusal | None:
             Code.UNSUPPORTED, "the model's opset is older than 7; convert it first", node.label
         )
     lifted = mixed_types(node, view) or row(node, view)
+    lifted = stored_as_integers(node, lifted, view) or lifted
     return lifted.at(node.label) if isinstance(lifted, Refusal) else lifted
 
 

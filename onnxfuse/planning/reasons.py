@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from onnxfuse.algebra.laws import PARITY, Convolve, Sum
 from onnxfuse.algebra.layouts import Permute
-from onnxfuse.planning.problem import Problem, Step
+from onnxfuse.lift.quantised import ON_INTEGERS, before, is_one
+from onnxfuse.model.graph import Node
+from onnxfuse.planning.problem import MOVES, Problem, Step
 from onnxfuse.planning.region import Region, expand, old_counts
 from onnxfuse.planning.written import Cover
 from onnxfuse.refusal import Code, Refusal
@@ -33,6 +35,11 @@ def refusals(regions: Mapping[str, Region], problem: Problem) -> list[Refusal]:
         if not reasons and not region.obstacles:
             found += _needed(region, problem, regions)
         found += _strides(region, problem)
+        if not isinstance(region.root.law, MOVES):
+            found += _rounded(region.root.node, region.sources, problem)
+    for node in problem.view.graph.order:
+        if is_one(node, *ON_INTEGERS):
+            found += _rounded(node, node.inputs, problem)
     return list({(r.code, r.text, r.node): r for r in reversed(found)}.values())[::-1]
 
 
@@ -143,3 +150,22 @@ def _strides(region: Region, problem: Problem) -> Iterator[Refusal]:
                 "its inputs sample the same tensor at different strides",
                 region.root.node.label,
             )
+
+
+def _rounded(node: Node, read: Sequence[str], problem: Problem) -> Iterator[Refusal]:
+    """Linear results that reach a linear node as integers, or rounded to some."""
+    graph = problem.view.graph
+    refused = {r.node for r in problem.refusals if r.code is Code.QUANTISED}
+    for name in read:
+        origin, rounding = before(name, problem.view)
+        source = graph.producer.get(origin)
+        whole = is_one(source, *ON_INTEGERS)
+        if source is None or not (whole or is_one(node, *ON_INTEGERS) or rounding):
+            continue
+        step = problem.steps.get(origin)
+        linear = step is not None and not isinstance(step.law, MOVES)
+        if not (whole or linear or source.label in refused):
+            continue
+        how = f"rounded by {rounding.label!r}" if rounding and not whole else "made of integers"
+        text = f"its input {origin!r} is {how}, so nothing merges across"
+        yield Refusal(Code.QUANTISED, f"{text}; fuse the model before it is quantised", node.label)

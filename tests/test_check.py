@@ -125,6 +125,15 @@ def test_no_fusible_with_a_budget_is_wrong_usage(capsys: pytest.CaptureFixture[s
     assert "--budget-only" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("switch", ["--freeze-initializers", "--assume-inference"])
+def test_a_count_alone_takes_no_switch(switch: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Budgets are held against the given model, so a switch would do nothing and say nothing."""
+    assert main(["check", str(FUSED), "--budget-only", "--max-nodes", "5", switch]) == 2
+    assert f"so {switch} would change nothing" in capsys.readouterr().err
+    Path("pyproject.toml").write_text(f"[tool.onnxfuse]\n{switch[2:]} = true\n")
+    assert main(["check", str(FUSED), "--budget-only", "--max-nodes", "5"]) == 0
+
+
 class TestPatterns:
     """--only and --except that match nothing are said to."""
 

@@ -71,6 +71,12 @@ class Gate:
                 "--no-fusible demands that nothing is left to fuse and judges no budget; leave "
                 "the budgets out, or judge them alone with --budget-only"
             )
+        switches = {"freeze_initializers", "assume_inference"} & chosen.typed
+        if not self.fusible and switches:
+            raise InputError(
+                f"--budget-only counts a model as it is given, so --{_key(min(switches))} would "
+                "change nothing; leave one of them out"
+            )
         if chosen.baseline is None and wanted & {"max_growth", "update_baseline"}:
             raise InputError("--max-growth and --update-baseline need --baseline FILE")
         if chosen.baseline is None and chosen.max_growth is not None and self.budgets:
@@ -128,3 +134,7 @@ class Gate:
 
 def _name(key: str) -> str:
     return key.replace("-", "_")
+
+
+def _key(name: str) -> str:
+    return name.replace("_", "-")

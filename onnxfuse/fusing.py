@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 
 from onnxfuse import describe
-from onnxfuse.errors import InputError
+from onnxfuse.errors import InputError, within
 from onnxfuse.layout import Relaid
 from onnxfuse.model import freeze, io, tensors
 from onnxfuse.model.freeze import Changes
@@ -140,7 +140,12 @@ def _saving(done: Work, options: Options) -> AbstractContextManager[None]:
     """What writes the guilty region where a proof fails and that was asked for."""
     if options.save_repro is None:
         return nullcontext()
-    regions = [(r, one.plan.view) for one in done.passes for r in one.replacements]
+    regions = [
+        (replacement, one.plan.view, rounds.where)
+        for rounds in done.all
+        for one in rounds.passes
+        for replacement in one.replacements
+    ]
     from onnxfuse.verify.repro import saving
 
     origin = {new: old for rounds in done.all for new, old in rounds.origin.items()}
@@ -166,15 +171,22 @@ def _records(done: Work, progress: Progress) -> list[list[RegionReport]]:
     """The regions of each graph, proved and described."""
     records = []
     for rounds in done.all:
-        found = [describe.layout(laid, _prove_layout(laid)) for laid in rounds.laid]
-        for one in rounds.passes:
-            errors = _prove(one, progress)
-            found += (
-                describe.region(replacement, one.plan.problem, error, dry=False)
-                for replacement, error in zip(one.replacements, errors, strict=True)
-            )
+        with within(rounds.where):
+            found = _proved(rounds, progress)
         records.append([replace(record, scope=rounds.where) for record in found])
     return records
+
+
+def _proved(rounds: Rounds, progress: Progress) -> list[RegionReport]:
+    """The regions of one graph, proved and described."""
+    found = [describe.layout(laid, _prove_layout(laid)) for laid in rounds.laid]
+    for one in rounds.passes:
+        errors = _prove(one, progress)
+        found += (
+            describe.region(replacement, one.plan.problem, error, dry=False)
+            for replacement, error in zip(one.replacements, errors, strict=True)
+        )
+    return found
 
 
 def _reported(
@@ -238,7 +250,7 @@ def _verify_whole(
     graph, found, _ = done.main.original
     regions = _places(done.main, proved[0])
     bodies = [
-        Body(key[0], key[1], _places(rounds, records), rounds.original[1].types)
+        Body(key[0], key[1], _places(rounds, records), rounds.original[1].types, rounds.where)
         for (key, rounds), records in zip(done.inner.items(), proved[1:], strict=True)
         if records
     ]

@@ -14,6 +14,7 @@ from typing import Any
 
 import onnx
 
+from onnxfuse.errors import within
 from onnxfuse.model import io, scopes, shapes, tensors
 from onnxfuse.model.alone import Alone, Tensor, alone, given, put_back
 from onnxfuse.model.constants import Constants, analyse
@@ -201,9 +202,10 @@ class _Below:
         except Exception:  # what cannot be analysed is left alone
             return None
         rounds = self.found.setdefault(scope.key, Rounds(index, scope.where))
-        fused, index = rounds.run(
-            held.model, index, lambda new: self._indexed(held, room, new), room.every
-        )
+        with within(scope.where):
+            fused, index = rounds.run(
+                held.model, index, lambda new: self._indexed(held, room, new), room.every
+            )
         if fused is held.model:
             return index
         room.changed = True

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-from onnx import TensorProto
-from onnx_text import bn, norm, session
+from onnx import TensorProto, helper, numpy_helper, parser
+from onnx_text import bn, integers, norm, session
 
 import onnxfuse
 from onnxfuse.model.walk import inner_nodes
@@ -71,3 +71,22 @@ def places(report: onnxfuse.Report) -> list[tuple[str, str]]:
 LOOP = f"""(float[1,4,8,8] x, int64 n, bool more) => (float[] u) {{
     u = Loop (n, more, x) <body = g1 (int64 i, bool on, float[1,4,8,8] h) => (bool o, float[] r) {{
         o = Identity(on) c = Conv PADS (h, w) {bn("b", "c", "n")} r = Relu(b) }}> }}"""
+
+
+def called(body: str, attribute: str = "") -> onnx.ModelProto:
+    """Two calls of a function that reads its weights from Constant nodes."""
+    text = f"""<ir_version: 8, opset_import: ["" : 17, "local" : 1]>
+        g (float[1,4,8,8] x, float[1,4,8,8] z) => (float[1,4,8,8] y) {{
+            a = local.Block{attribute}(x) b = local.Block{attribute}(z) y = Add(a, b) }}
+        <domain: "local", opset_import: ["" : 17]>
+        Block {"<slope>" if attribute else ""} (h) => (r) {{ {body} }}"""
+    built = parser.parse_model(text)
+    arrays = {"w": integers("w", 4, 4, 3, 3), **norm("n", 4)}
+    function = built.functions[0]
+    nodes = [
+        helper.make_node("Constant", [], [name], value=numpy_helper.from_array(array, name))
+        for name, array in arrays.items()
+    ] + list(function.node)
+    del function.node[:]
+    function.node.extend(nodes)
+    return built

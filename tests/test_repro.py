@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from bodies import K3, WEIGHTS, called
 from onnx import numpy_helper
+from onnx_text import bn, model
 
 import onnxfuse
 from onnxfuse import realise
 from onnxfuse.cli import main
 from onnxfuse.model import tensors
+from onnxfuse.realise import Replacement
+from onnxfuse.records import RegionError
+from onnxfuse.verify import region
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "pytorch"
 REPVGG = str(FIXTURES / "repvgg_s1_g1.ts.onnx")
@@ -45,6 +51,53 @@ def replay(place: Path) -> tuple[onnx.ModelProto, list[np.ndarray]]:
     arrays = dict(np.load(held))
     run = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, arrays)
     return made, run
+
+
+def looped() -> onnx.ModelProto:
+    """Two branches that each hold a region whose result is called ``s``."""
+    return model(
+        f"""(float[1,4,8,8] x, bool choose) => (float[] u) {{
+            u = If (choose) <
+                then_branch = g1 () => (float[] s) {{ c = Conv{K3}(x, w) {bn("s", "c", "n")} }},
+                else_branch = g2 () => (float[] s) {{ c = Abs(x) d = Conv{K3}(c, v)
+                    {bn("s", "d", "m")} }}> }}""",
+        **WEIGHTS,
+    )
+
+
+class TestBodies:
+    """A region below the main graph is named with the body that it stands in."""
+
+    def test_where_a_region_is_not_proved(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        honest = region.prove
+
+        def prove(replacement: Replacement, *rest: Any) -> RegionError:
+            if replacement.region.interior[0].tensor == "d":
+                raise onnxfuse.ProofError("region 's': it differs", replacement.root)
+            return honest(replacement, *rest)
+
+        monkeypatch.setattr(region, "prove", prove)
+        with pytest.raises(onnxfuse.ProofError) as failed:
+            onnxfuse.fuse(looped(), save_repro=tmp_path)
+        assert str(failed.value).startswith("in the else_branch of If 'u': region 's': it differs")
+        made, _ = replay(tmp_path)
+        assert [node.output[0] for node in made.graph.node] == ["d", "s"]  # not the then branch's
+
+    def test_where_the_whole_model_differs(self, wrong: None) -> None:
+        with pytest.raises(onnxfuse.ProofError) as failed:
+            onnxfuse.fuse(looped())
+        assert "output 'u' differs by" in str(failed.value)
+        assert "it depends on the regions at 's' in the then_branch of If 'u', " in str(
+            failed.value
+        )
+        assert failed.value.scope == "then_branch of If 'u'"
+
+    def test_where_a_function_does(self, wrong: None) -> None:
+        with pytest.raises(onnxfuse.ProofError) as failed:
+            onnxfuse.fuse(called(f"c = Conv{K3}(h, w) {bn('b', 'c', 'n')} r = Relu(b)"))
+        assert "it depends on the regions at 'b' in the function 'Block'" in str(failed.value)
 
 
 class TestRepro:

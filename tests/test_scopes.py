@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
 import pytest
-from bodies import K3, LOOP, WEIGHTS, fuse, inner, places
+from bodies import K3, LOOP, WEIGHTS, called, fuse, inner, places
 from onnx import TensorProto, helper, numpy_helper, parser
 from onnx_text import bn, integers, model, norm
 
@@ -167,25 +166,6 @@ def test_scan_with_several_inputs_and_outputs():
     fused, report = fuse(built)
     assert places(report) == [("y", "body of Scan 'l'"), ("q", "body of Scan 'l'")]
     assert sorted(inner(fused)) == ["Conv", "Conv", "Relu"]
-
-
-def called(body: str, attribute: str = "") -> onnx.ModelProto:
-    """Two calls of a function that reads its weights from Constant nodes."""
-    text = f"""<ir_version: 8, opset_import: ["" : 17, "local" : 1]>
-        g (float[1,4,8,8] x, float[1,4,8,8] z) => (float[1,4,8,8] y) {{
-            a = local.Block{attribute}(x) b = local.Block{attribute}(z) y = Add(a, b) }}
-        <domain: "local", opset_import: ["" : 17]>
-        Block {"<slope>" if attribute else ""} (h) => (r) {{ {body} }}"""
-    built = parser.parse_model(text)
-    arrays = {"w": integers("w", 4, 4, 3, 3), **norm("n", 4)}
-    function = built.functions[0]
-    nodes = [
-        helper.make_node("Constant", [], [name], value=numpy_helper.from_array(array, name))
-        for name, array in arrays.items()
-    ] + list(function.node)
-    del function.node[:]
-    function.node.extend(nodes)
-    return built
 
 
 def test_a_function_that_is_called_twice():

@@ -38,12 +38,23 @@ INTEGERS = {
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A body that was fused: its place, its regions as `Subject` has them, and its types."""
+    """A body that was fused: its place, its regions as `Subject` has them, and its types.
+
+    ``where`` says in words which body it is.
+    """
 
     function: int | None
     path: tuple[Step, ...]
     regions: Mapping[str, tuple[tuple[str, ...], float, float]]
     types: Mapping[str, int]
+    where: str = ""
+
+    def within(self, node: Node, model: onnx.ModelProto) -> bool:
+        """Whether a node of the main graph holds the body, or calls the function it is in."""
+        if self.function is None:
+            return self.path[0][0] in node.outputs
+        function = model.functions[self.function]
+        return (node.domain, node.op_type) == (function.domain, function.name)
 
 
 def captured(node: Node) -> list[str]:

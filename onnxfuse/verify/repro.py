@@ -26,8 +26,8 @@ from onnxfuse.verify.region import SEED
 from onnxfuse.verify.run import AUXILIARY, DOUBLE, run_original
 from onnxfuse.verify.sizes import Sizes, proof_sizes
 
-Found = tuple[Replacement, View]
-"""A region as it was replaced, and the view of the model that it was found in."""
+Found = tuple[Replacement, View, str]
+"""A region as it was replaced, the view of the model that it was found in, and which body it is."""
 
 
 @contextmanager
@@ -46,11 +46,12 @@ def saving(
         mine = [
             found
             for found in regions
-            if error.root and error.root in (found[0].root, origin.get(found[0].root))
+            if error.root
+            and error.root in (found[0].root, origin.get(found[0].root))
+            and error.scope == found[2]
         ]
-        raise ProofError(
-            f"{error}; {_saved(Path(place), mine, error.sizes)}", error.root, error.sizes
-        ) from error
+        text = f"{error}; {_saved(Path(place), mine, error.sizes)}"
+        raise ProofError(text, error.root, error.sizes, error.scope) from error
 
 
 def check_place(place: str) -> None:
@@ -68,11 +69,12 @@ def _saved(place: Path, found: Sequence[Found], sizes: Sizes) -> str:
     if not found:
         return "no repro was written, as no single region is guilty"
     try:
-        model, arrays = _made(*found[0], sizes)
+        replacement, view, _ = found[0]
+        model, arrays = _made(replacement, view, sizes)
         held = streams.BytesIO()
         np.savez(held, **arrays)
         place.mkdir(parents=True, exist_ok=True)
-        path = _free(place, found[0][0].region.root.node.label)
+        path = _free(place, replacement.region.root.node.label)
         io.write(path, io.serialise(model))
         io.write(path.with_suffix(".npz"), held.getvalue())
     except Exception as error:  # whatever it is, the proof's error comes first

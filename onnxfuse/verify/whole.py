@@ -280,10 +280,11 @@ def _compare(
     for name, answer in zip(targets, answers, strict=True):
         o, f, noisy, again = answer.original, answer.fused, answer.noisy, answer.again
         if o.shape != f.shape or o.dtype != f.dtype:
-            raise ProofError(
+            raise _failed(
+                subject,
+                name,
                 f"output {name!r} has shape {list(f.shape)} at {text}, the original's is "
                 f"{list(o.shape)}",
-                _guilty(subject, name),
             )
         bounds = tolerance.of(name) if name in subject.graph.outputs_set else None
         if bounds is not None and o.dtype.kind in "fViub":
@@ -297,11 +298,8 @@ def _compare(
         if not calm.any():
             continue
         if not np.isfinite(wide[1][calm]).all():
-            raise ProofError(
-                f"output {name!r} is not finite at {text} where the original is; "
-                f"{_guess(subject, name)}",
-                _guilty(subject, name),
-            )
+            text = f"output {name!r} is not finite at {text} where the original is"
+            raise _failed(subject, name, text)
         reference, fused, heard, chance = (array[calm] for array in wide)
         scale = rms(reference) or 1.0
         floor = UNITS * FLOATS[subject.types.get(name, TensorProto.FLOAT)]
@@ -309,10 +307,11 @@ def _compare(
         allowed += 4 * rms(chance - reference) / scale
         error = rms(fused - reference) / scale
         if not error <= allowed and not subject.approximate:
-            raise ProofError(
+            raise _failed(
+                subject,
+                name,
                 f"output {name!r} differs by {error:.3g} (relative RMS) at {text}, where rounding "
-                f"explains {allowed:.3g}; {_guess(subject, name)}",
-                _guilty(subject, name),
+                f"explains {allowed:.3g}",
             )
         yield OutputError(name, float(error), float(allowed))
 
@@ -326,11 +325,12 @@ def _held(subject: Subject, name: str, answer: Answer, bounds: Bounds, text: str
     difference = np.abs(fused - reference)
     beyond = ~(difference <= allowed)  # also where the fused model is not finite
     if beyond.any():
-        raise ProofError(
+        raise _failed(
+            subject,
+            name,
             f"output {name!r} differs by up to {difference[beyond].max():.3g} at {text}: "
             f"{int(beyond.sum())} of {beyond.size} elements are beyond the given tolerance of "
-            f"{_allowing(bounds)}; {_guess(subject, name)}",
-            _guilty(subject, name),
+            f"{_allowing(bounds)}",
         )
     scale = rms(reference) or 1.0
     return OutputError(
@@ -338,30 +338,33 @@ def _held(subject: Subject, name: str, answer: Answer, bounds: Bounds, text: str
     )
 
 
-def _guilty(subject: Subject, name: str) -> str:
-    """The region that a differing tensor depends on most nearly, by its root."""
-    return next((root for root, _ in _nearest(subject, name)), "")
+def _failed(subject: Subject, name: str, text: str) -> ProofError:
+    """The error of a differing tensor, with the regions that it depends on most nearly."""
+    found = list(islice(_nearest(subject, name), 3))
+    places = [repr(label) + (f" in the {scope}" if scope else "") for _, label, scope in found]
+    guess = "it depends on the regions at " + ", ".join(places)
+    root, _, scope = found[0] if found else ("", "", "")
+    text = f"{text}; {guess if found else 'no fused region leads to it'}"
+    return ProofError(text, root, scope=scope)
 
 
-def _nearest(subject: Subject, name: str) -> Iterator[tuple[str, str]]:
-    """The regions that a tensor depends on, nearest first: root and node."""
+def _nearest(subject: Subject, name: str) -> Iterator[tuple[str, str, str]]:
+    """The regions that a tensor depends on, nearest first: root, name, and body if not the main.
+
+    A region of a body goes by its root.
+    """
     seen, stack = {name}, [name]
     while stack:
         current = stack.pop(0)
         producer = subject.graph.producer.get(current)
-        if current in subject.regions and producer is not None:
-            yield current, producer.label
-        for other in producer.inputs if producer is not None else ():
+        if producer is None:
+            continue
+        if current in subject.regions:
+            yield current, producer.label, ""
+        for body in subject.bodies:
+            if body.within(producer, subject.original):
+                yield from ((root, root, body.where) for root in body.regions)
+        for other in (*producer.inputs, *captured(producer)):
             if other not in seen:
                 seen.add(other)
                 stack.append(other)
-
-
-def _guess(subject: Subject, name: str) -> str:
-    """The regions that may be guilty, in words."""
-    found = [label for _, label in islice(_nearest(subject, name), 3)]
-    return (
-        "it depends on the regions at " + ", ".join(map(repr, found))
-        if found
-        else ("no fused region leads to it")
-    )

@@ -210,11 +210,12 @@ def _reported(
 
 def _kept(done: Work) -> tuple[Kept, ...]:
     """The places of the given model that were left alone."""
-    return tuple(
+    found = [
         replace(describe.kept(refusal, rounds.problem), scope=rounds.where)
         for rounds in done.all
         for refusal in rounds.refusals
-    )
+    ]
+    return (*found, *done.closed)
 
 
 def _prove_layout(laid: Relaid) -> RegionError:

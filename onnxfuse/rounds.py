@@ -66,8 +66,12 @@ def prepare(loaded: io.Loaded, options: Options) -> tuple[Graph, Shapes, Constan
     except OnnxfuseError:
         raise
     except Exception as error:
-        detail = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"the model cannot be analysed: {detail}") from error
+        raise InputError(f"the model cannot be analysed: {detail(error)}") from error
+
+
+def detail(error: Exception) -> str:
+    """What an error says, in one line of some length."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _prepared(loaded: io.Loaded, options: Options) -> tuple[Graph, Shapes, Constants]:

@@ -23,19 +23,33 @@ from onnxfuse.model.scopes import Callee, Scope
 from onnxfuse.model.shapes import Shape, Shapes
 from onnxfuse.model.totals import count
 from onnxfuse.options import Options, Progress
-from onnxfuse.records import Counts
-from onnxfuse.rounds import MAX_PASSES, Given, Index, Pass, Rounds, marked, prepare, size_of, valid
+from onnxfuse.records import Counts, Kept
+from onnxfuse.refusal import Code
+from onnxfuse.rounds import (
+    MAX_PASSES,
+    Given,
+    Index,
+    Pass,
+    Rounds,
+    detail,
+    marked,
+    prepare,
+    size_of,
+    valid,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
     """All rounds on a model: the index and totals it had, and the result with its index.
 
-    ``inner`` are the rounds on bodies by their place (see `Scope.key`).
+    ``inner`` are the rounds on bodies by their place (see `Scope.key`); ``closed`` says why others
+    could not be looked into.
     """
 
     main: Rounds
     inner: Mapping[tuple[Any, ...], Rounds]
+    closed: Sequence[Kept]
     model: onnx.ModelProto
     before: Counts
     index: Index
@@ -73,8 +87,9 @@ def work(loaded: io.Loaded, options: Options, progress: Progress, *, dry: bool) 
             break
         model = valid(moved, index[0])
         index = analysed(model)
-    done = Work(main, below.found, model, before, index)
-    return Work(main, below.found, marked(model, done.passes), before, index)
+    closed = list(below.closed.values())
+    done = Work(main, below.found, closed, model, before, index)
+    return replace(done, model=marked(model, done.passes))
 
 
 @dataclass(slots=True)
@@ -94,10 +109,14 @@ class _Room:
 
 
 class _Below:
-    """The rounds on the bodies of one model; ``found`` has them by their place."""
+    """The rounds on the bodies of one model; ``found`` has them by their place.
+
+    ``closed`` has those that cannot be analysed, and why.
+    """
 
     def __init__(self, base: Path | None, every: Given) -> None:
         self.found: dict[tuple[Any, ...], Rounds] = {}
+        self.closed: dict[tuple[Any, ...], Kept] = {}
         self._base = base
         self._every = every
         self._functions: dict[int, Given] = {}
@@ -163,8 +182,21 @@ class _Below:
 
         try:
             return given(scope, around, infer)
-        except Exception:  # what cannot be analysed is left alone
+        except Exception as error:  # whatever it is, as `prepare` has it for the main graph
+            self._close(scope, error)
             return None
+
+    def _close(self, scope: Scope, error: Exception) -> None:
+        """Leave a body that cannot be analysed alone, and say so of the node that holds it."""
+        if scope.key in self.found:
+            return
+        what, node, around = "it", scope.where, ""
+        if scope.holder is not None:
+            what, around = f"its {scope.attribute}", scope.above[-1].where
+            node = scope.holder.name or scope.path[-1][0]
+        text = f"{what} cannot be analysed: {detail(error)}"
+        root = scope.path[-1][0] if scope.path else ""
+        self.closed[scope.key] = Kept(Code.MALFORMED, text, node, root=root, scope=around)
 
     def _alone(
         self,
@@ -199,7 +231,8 @@ class _Below:
                 tensors.check_size(tensor)
             index = self._indexed(held, room)
             shapes.check(index[0])
-        except Exception:  # what cannot be analysed is left alone
+        except Exception as error:
+            self._close(scope, error)
             return None
         rounds = self.found.setdefault(scope.key, Rounds(index, scope.where))
         with within(scope.where):

@@ -185,6 +185,30 @@ def test_a_function_whose_callers_disagree_is_refused():
     assert ("unknown-shape", "function 'Block'") in {(r.code, r.scope) for r in report.refusals}
 
 
+def test_a_body_that_cannot_be_analysed_is_said_of_the_node_that_holds_it():
+    built = model(
+        f"""(float[1,4,8,8] x, bool choose) => (float[] u) {{
+            u = If (choose) <
+                then_branch = g1 () => (float[] s) {{
+                    s = If (choose) <
+                        then_branch = g3 () => (float[] p) {{
+                            c = Conv{K3}(x, k) {bn("p", "c", "n")} }},
+                        else_branch = g4 () => (float[] q) {{ q = Conv{K3}(x, v) }}> }},
+                else_branch = g2 () => (float[] t) {{ c = Conv{K3}(x, w) {bn("t", "c", "m")} }}>
+        }}""",
+        **WEIGHTS,
+    )  # fmt: skip
+    held = numpy_helper.from_array(integers("k", 4, 4, 3, 3), "k")
+    held.raw_data += bytes(2)
+    built.graph.node[0].attribute[0].g.node[0].attribute[0].g.initializer.append(held)
+    report = onnxfuse.plan(built)
+    assert places(report) == [("t", "else_branch of If 'u'")]
+    (kept,) = report.refusals
+    assert (kept.code, kept.node, kept.scope) == ("malformed", "s", "then_branch of If 'u'")
+    assert kept.text.startswith("its then_branch cannot be analysed: ")
+    assert "'k'" in kept.text
+
+
 def test_nodes_that_refer_to_attributes_are_not_touched():
     body = f"""c = Conv{K3}(h, w) {bn("b", "c", "n")}
                l = LeakyRelu <alpha: float = @slope> (b)

@@ -217,3 +217,6 @@ def test_nodes_that_refer_to_attributes_are_not_touched():
     fused, report = fuse(built)
     assert places(report) == [("b", "function 'Block'")]
     assert built.functions[0].node[-2] == fused.functions[0].node[-2]
+    (kept,) = [kept for kept in report.refusals if kept.root == "l"]
+    assert (kept.code, kept.scope) == ("dynamic-weights", "function 'Block'")
+    assert kept.text == "an attribute of it is set by whoever calls the function"

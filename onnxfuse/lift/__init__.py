@@ -39,6 +39,7 @@ from onnxfuse.lift.shape import (
 from onnxfuse.lift.strips import lift_scatter_elements
 from onnxfuse.lift.window import lift_average_pool, lift_conv, lift_conv_transpose
 from onnxfuse.model.graph import Node
+from onnxfuse.model.tensors import FLOATS
 from onnxfuse.refusal import Code, Refusal
 
 LIFT: Mapping[str, Callable[[Node, View], Lifted | Refusal | None]] = {
@@ -76,6 +77,9 @@ LIFT: Mapping[str, Callable[[Node, View], Lifted | Refusal | None]] = {
 def lift(node: Node, view: View) -> Lifted | Refusal | None:
     """How ``node`` reads in the algebra; ``None`` where it is no linear operator of tensors."""
     row = LIFT.get(node.op_type)
+    if row is not None and node.opaque and view.shapes.type_of(node.input(0)) in FLOATS:
+        text = "an attribute of it is set by whoever calls the function"
+        return Refusal(Code.DYNAMIC_WEIGHTS, text, node.label)
     if row is None or not node.standard or not operand_types_ok(node, view):
         return None
     if view.graph.opset < 7:

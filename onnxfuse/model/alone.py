@@ -17,14 +17,12 @@ from onnx import TensorProto, numpy_helper
 
 from onnxfuse.model import tensors, walk
 from onnxfuse.model.constants import Constants
-from onnxfuse.model.graph import Graph, Outside
+from onnxfuse.model.graph import OPAQUE, Graph, Outside
 from onnxfuse.model.scopes import Scope, called, captures, reads
 from onnxfuse.model.shapes import SMALL, Shape, Shapes
 
 Index = tuple[Graph, Shapes, Constants]
 
-OPAQUE = "onnxfuse.opaque"
-"""The domain that stands in for nodes of which a function's caller decides."""
 ROUNDS = 32
 
 
@@ -68,7 +66,7 @@ def _common(left: Shape | None, right: Shape | None) -> Shape | None:
 class Alone:
     """A body as a model of its own, and what was changed to make it one.
 
-    ``lent`` are the captured names; ``hidden`` the nodes behind opaque ones, by their operator.
+    ``lent`` are the captured names; ``hidden`` the nodes behind opaque ones, by their domain.
     """
 
     scope: Scope
@@ -208,16 +206,16 @@ def _hide(made: onnx.ModelProto) -> tuple[dict[str, onnx.NodeProto], set[str]]:
     for index, node in enumerate(made.graph.node):
         if not _referring(node):
             continue
-        kind = f"Opaque{index}"
-        hidden[kind] = onnx.NodeProto()
-        hidden[kind].CopyFrom(node)
+        domain = f"{OPAQUE}.{index}"
+        hidden[domain] = onnx.NodeProto()
+        hidden[domain].CopyFrom(node)
         for graph in walk.subgraphs(node):
             inside.update(reads(graph))
         del node.attribute[:]
-        node.op_type, node.domain = kind, OPAQUE
+        node.op_type = node.op_type if node.domain in ("", "ai.onnx") else "Opaque"
+        node.domain = domain
         node.ClearField("overload")
-    if hidden:
-        made.opset_import.append(onnx.helper.make_opsetid(OPAQUE, 1))
+        made.opset_import.append(onnx.helper.make_opsetid(domain, 1))
     return hidden, inside
 
 
@@ -250,10 +248,10 @@ def put_back(held: Alone, fused: onnx.ModelProto) -> None:
 
 def _shown(node: onnx.NodeProto, hidden: Mapping[str, onnx.NodeProto]) -> onnx.NodeProto:
     """The node behind an opaque one, reading and writing what that does."""
-    if node.domain != OPAQUE or node.op_type not in hidden:
+    if node.domain not in hidden:
         return node
     found = onnx.NodeProto()
-    found.CopyFrom(hidden[node.op_type])
+    found.CopyFrom(hidden[node.domain])
     found.input[:], found.output[:] = list(node.input), list(node.output)
     return found
 

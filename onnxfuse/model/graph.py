@@ -21,6 +21,8 @@ from onnxfuse.model import walk
 
 PROVENANCE = "onnxfuse"
 """The metadata key that says what a fused node was."""
+OPAQUE = "onnxfuse.opaque"
+"""How the domains begin that stand in for nodes of which a function's caller decides."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,6 +46,11 @@ class Node:
     @property
     def standard(self) -> bool:
         return self.domain in ("", "ai.onnx")
+
+    @property
+    def opaque(self) -> bool:
+        """Whether the caller of a function decides what the node does."""
+        return self.domain.startswith(OPAQUE)
 
     def input(self, position: int) -> str:
         """The name of an input, empty where it is left out."""

@@ -73,8 +73,7 @@ def judge(counts: Counts, limits: Iterable[Limit]) -> tuple[Judgement, ...]:
         if limit.metric == "macs" and counts.uncounted:
             raise InputError(
                 f"the MACs of {counts.uncounted} operators cannot be counted, so {limit.source} "
-                "cannot be judged: their shapes are unknown (try --input-shape), or they stand in "
-                "a subgraph or function"
+                "cannot be judged: their shapes are unknown (try --input-shape)"
             )
         found.append(
             Judgement(limit.metric, metric(counts, limit.metric), limit.most, limit.source)

@@ -15,12 +15,11 @@ from onnxfuse.errors import InputError, within
 from onnxfuse.layout import Relaid
 from onnxfuse.model import freeze, io, tensors
 from onnxfuse.model.freeze import Changes
-from onnxfuse.model.totals import count
 from onnxfuse.options import Options, Progress
 from onnxfuse.records import Kept, RegionError, RegionReport, Report, Verification
 from onnxfuse.refusal import Code
-from onnxfuse.rounds import Pass, Rounds, prepare, size_of
-from onnxfuse.scopes import Work, work
+from onnxfuse.rounds import Pass, Rounds, size_of
+from onnxfuse.scopes import Work, counted, work
 from onnxfuse.version import __version__
 
 
@@ -61,7 +60,7 @@ def plan_model(model: Any, options: Options) -> Report:
             for replacement in one.replacements
         )
         records += (replace(record, scope=rounds.where) for record in found)
-    after = count(*done.index, 0)
+    after = done.count(0)
     assumed = done.main.problem.view.shapes.assumed
     kept = _kept(done)
     report = Report(__version__, True, tuple(records), kept, done.before, after, None, assumed)
@@ -71,9 +70,8 @@ def plan_model(model: Any, options: Options) -> Report:
 def count_model(model: Any, options: Options) -> Report:
     """The totals of a model, looking for nothing to fuse."""
     loaded = read(model)
-    index = prepare(loaded, options)
-    counts = count(*index, size_of(loaded))
-    return Report(__version__, True, (), (), counts, counts, None, index[1].assumed)
+    found, shapes = counted(loaded, options)
+    return Report(__version__, True, (), (), found, found, None, shapes.assumed)
 
 
 def explain_model(
@@ -131,8 +129,7 @@ def _worked(
     done = work(loaded, options, progress, dry=dry)
     if changes.any:
         marked = freeze.noted(done.model, changes, __version__)
-        before = count(*prepare(given, options), size_of(given))
-        done = replace(done, model=marked, before=before)
+        done = replace(done, model=marked, before=counted(given, options)[0])
     return loaded, done, changes
 
 
@@ -199,7 +196,7 @@ def _reported(
 ) -> Report:
     after = done.before
     if records or changes.any:
-        after = count(*done.index, size_of(loaded, done.model, data or io.serialise(done.model)))
+        after = done.count(size_of(loaded, done.model, data or io.serialise(done.model)))
     assumed = done.main.problem.view.shapes.assumed
     kept = _kept(done)
     report = Report(

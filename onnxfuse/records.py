@@ -13,8 +13,8 @@ from onnxfuse.refusal import ADVICE, Refusal
 class Counts:
     """Operators and work. ``macs`` counts Conv, ConvTranspose, Gemm and MatMul.
 
-    ``uncounted`` are those of them whose work is not in ``macs``: their shapes are unknown, or
-    they stand in a subgraph or function.
+    Below the main graph each of them counts as one run of its body, those of a function once for
+    each call. ``uncounted`` are those whose work is not in ``macs``: their shapes are unknown.
     """
 
     nodes: int

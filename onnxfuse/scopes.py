@@ -53,6 +53,11 @@ class Work:
     model: onnx.ModelProto
     before: Counts
     index: Index
+    bodies: Sequence[tuple[Index, int]]
+
+    def count(self, size: int) -> Counts:
+        """The totals of the result, whose file has ``size`` bytes."""
+        return count(self.index, size, self.bodies)
 
     @property
     def all(self) -> list[Rounds]:
@@ -70,7 +75,7 @@ def work(loaded: io.Loaded, options: Options, progress: Progress, *, dry: bool) 
     So a second run changes nothing. ``dry`` reads no kernel: constants have shapes only.
     """
     index = prepare(loaded, options)
-    before = count(*index, size_of(loaded))
+    given_index = index
     every = Given(options, progress, dry, {})
     sizes = dict(options.input_shapes or {})
     main, below = Rounds(index), _Below(loaded.base, every)
@@ -87,9 +92,20 @@ def work(loaded: io.Loaded, options: Options, progress: Progress, *, dry: bool) 
             break
         model = valid(moved, index[0])
         index = analysed(model)
+    before = count(given_index, size_of(loaded), below.counted(loaded.model, below.first))
+    counted = below.counted(model, below.last)
     closed = list(below.closed.values())
-    done = Work(main, below.found, closed, model, before, index)
+    done = Work(main, below.found, closed, model, before, index, counted)
     return replace(done, model=marked(model, done.passes))
+
+
+def counted(loaded: io.Loaded, options: Options) -> tuple[Counts, Shapes]:
+    """The totals of a model and its shapes, looking for nothing to fuse."""
+    index = prepare(loaded, options)
+    every = Given(options, lambda *_: None, True, {})
+    below = _Below(loaded.base, every, fusing=False)
+    below.fuse(loaded.model, index)
+    return count(index, size_of(loaded), below.counted(loaded.model, below.first)), index[1]
 
 
 @dataclass(slots=True)
@@ -111,11 +127,15 @@ class _Room:
 class _Below:
     """The rounds on the bodies of one model; ``found`` has them by their place.
 
-    ``closed`` has those that cannot be analysed, and why.
+    ``closed`` has those that cannot be analysed, and why; ``first`` and ``last`` the index of each
+    of the others as it was given and as it is. Where not ``fusing``, bodies are only indexed.
     """
 
-    def __init__(self, base: Path | None, every: Given) -> None:
+    def __init__(self, base: Path | None, every: Given, *, fusing: bool = True) -> None:
         self.found: dict[tuple[Any, ...], Rounds] = {}
+        self.first: dict[tuple[Any, ...], Index] = {}
+        self.last: dict[tuple[Any, ...], Index] = {}
+        self._fusing = fusing
         self.closed: dict[tuple[Any, ...], Kept] = {}
         self._base = base
         self._every = every
@@ -152,6 +172,16 @@ class _Below:
         for room in rooms:
             room.sweep()
         return copy if any(room.changed for room in rooms) else None
+
+    def counted(
+        self, model: onnx.ModelProto, found: Mapping[tuple[Any, ...], Index]
+    ) -> list[tuple[Index, int]]:
+        """Bodies of ``model``, each with how many calls lead to it."""
+        times = scopes.call_counts(model)
+        return [
+            (index, 1 if of is None else times[scopes.callee(model.functions[of])])
+            for (of, _), index in found.items()
+        ]
 
     def _tree(
         self,
@@ -234,11 +264,15 @@ class _Below:
         except Exception as error:
             self._close(scope, error)
             return None
+        self.first.setdefault(scope.key, index)
+        if not self._fusing:
+            return index
         rounds = self.found.setdefault(scope.key, Rounds(index, scope.where))
         with within(scope.where):
             fused, index = rounds.run(
                 held.model, index, lambda new: self._indexed(held, room, new), room.every
             )
+        self.last[scope.key] = index
         if fused is held.model:
             return index
         room.changed = True

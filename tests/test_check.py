@@ -81,7 +81,7 @@ def test_external_data_counts() -> None:
     assert main(["check", "m.onnx", "--max-bytes", str(together - 1)]) == 1
 
 
-def test_what_a_subgraph_holds_counts_and_its_macs_are_not_guessed(
+def test_what_a_subgraph_holds_counts(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     model = onnx.parser.parse_model("""
@@ -98,6 +98,11 @@ def test_what_a_subgraph_holds_counts_and_its_macs_are_not_guessed(
     assert main(["check", "if.onnx", "--max-nodes", "3", "--max-params", "8"]) == 0
     assert main(["check", "if.onnx", "--max-nodes", "2"]) == 1
     assert main(["check", "if.onnx", "--max-params", "7"]) == 1
+    for alone in ([], ["--budget-only"]):
+        assert main(["check", "if.onnx", "--max-macs", "128", *alone]) == 0
+        assert main(["check", "if.onnx", "--max-macs", "127", *alone]) == 1
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    onnx.save(model, "if.onnx")
     capsys.readouterr()
     assert main(["check", "if.onnx", "--max-macs", "1G"]) == 2
     assert "MACs of 2 operators cannot be counted" in capsys.readouterr().err

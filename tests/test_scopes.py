@@ -9,7 +9,9 @@ from onnx import TensorProto, helper, numpy_helper, parser
 from onnx_text import bn, integers, model, norm
 
 import onnxfuse
+from onnxfuse import fusing
 from onnxfuse.model.walk import nested
+from onnxfuse.options import Options
 
 
 def test_conv_and_bn_in_both_branches():
@@ -183,6 +185,44 @@ def test_a_function_whose_callers_disagree_is_refused():
     report = onnxfuse.plan(built)
     assert not report.changed
     assert ("unknown-shape", "function 'Block'") in {(r.code, r.scope) for r in report.refusals}
+
+
+def counted(built, **options) -> tuple[int, int, int, int]:
+    """MACs before and after, and the operators whose work is not in them."""
+    _, report = fuse(built, **options)
+    assert fusing.count_model(built, Options()).before.macs == report.before.macs
+    return (report.before.macs, report.before.uncounted, report.after.macs, report.after.uncounted)
+
+
+def test_a_loop_counts_one_run():
+    built = model(LOOP.replace("PADS", K3), w=integers("w", 4, 4, 3, 3) * 0 + 1, **norm("n", 4))
+    assert counted(built) == (64 * 144, 0, 64 * 144, 0)
+
+
+def test_work_below_counts_when_it_is_merged():
+    built = model(
+        f"""(float[1,4,8,8] x, bool choose) => (float[] u) {{
+            u = If (choose) <
+                then_branch = g1 () => (float[] s) {{
+                    c = Conv{K3}(x, w) d = Conv(x, p) s = Add(c, d) }},
+                else_branch = g2 () => (float[] t) {{ t = Relu(x) }}> }}""",
+        w=(4, 4, 3, 3), p=(4, 4, 1, 1),
+    )  # fmt: skip
+    assert counted(built) == (64 * (144 + 16), 0, 64 * 144, 0)
+
+
+def test_a_function_counts_at_each_call():
+    built = called(f"c = Conv{K3}(h, w) {bn('b', 'c', 'n')} r = Relu(b)")
+    assert counted(built) == (2 * 64 * 144, 0, 2 * 64 * 144, 0)
+
+
+def test_calls_of_calls_are_counted():
+    built = called(f"c = Conv{K3}(h, w) {bn('b', 'c', 'n')} r = Relu(b)")
+    outer = parser.parse_function("""<domain: "local", opset_import: ["" : 17, "local" : 1]>
+        Twice (h) => (r) { a = local.Block(h) r = local.Block(a) }""")
+    built.functions.insert(0, outer)
+    built.graph.node[0].op_type = "Twice"
+    assert counted(built)[0] == 3 * 64 * 144
 
 
 def test_a_body_that_cannot_be_analysed_is_said_of_the_node_that_holds_it():

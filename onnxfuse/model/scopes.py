@@ -210,6 +210,18 @@ def callers_first(found: Sequence[Scope]) -> list[Scope]:
     return order
 
 
+def call_counts(model: onnx.ModelProto) -> Counter[Callee]:
+    """How many calls lead to each function from the main graph, those of other functions counted.
+
+    Each call counts as often as calls lead to the function it stands in.
+    """
+    found = Counter(called(model.graph))
+    for scope in callers_first(functions(model)):
+        for key, times in Counter(called(scope.proto)).items():
+            found[key] += times * found[callee(scope.proto)]
+    return found
+
+
 def called(proto: Any) -> Iterator[Callee]:
     """The functions that the nodes of a body name, those within it included."""
     stack = [proto]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from math import prod
 
 from onnxfuse.model import walk
@@ -12,28 +13,37 @@ from onnxfuse.model.shapes import Shapes
 from onnxfuse.model.tensors import FLOATS
 from onnxfuse.records import Counts
 
+Index = tuple[Graph, Shapes, Constants]
+
 MULTIPLYING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
-def count(graph: Graph, shapes: Shapes, constants: Constants, size: int) -> Counts:
+def count(index: Index, size: int, bodies: Iterable[tuple[Index, int]] = ()) -> Counts:
     """The totals of a model whose file has ``size`` bytes, subgraphs and functions included.
 
-    How often a nested node runs is not known, so its multiply-accumulates are not counted; it
-    counts as uncounted, as does an operator of unknown shape.
+    ``bodies`` are the indexed ones below the main graph, each with how many calls lead to it. How
+    often a body runs is not known: the multiply-accumulates of each count once, both branches of an
+    If and one run of a Loop or Scan, and those of a function once for each call of it. An operator
+    of unknown shape counts as uncounted.
     """
+    graph, *_ = index
     inner = list(walk.inner_nodes(graph.model))
     kinds = Counter(node.op_type for node in graph.nodes if node.standard)
     kinds.update(node.op_type for node in inner if node.domain in ("", "ai.onnx"))
-    multiplying = [n for n in graph.nodes if n.standard and n.op_type in MULTIPLYING]
-    work = [macs(node, shapes, constants) for node in multiplying]
+    work = [
+        (macs(node, shapes, constants), times)
+        for (held, shapes, constants), times in [(index, 1), *bodies]
+        for node in held.nodes
+        if node.standard and node.op_type in MULTIPLYING
+    ]
     return Counts(
         nodes=len(graph.nodes) + len(inner),
         conv=kinds["Conv"],
         batch_normalization=kinds["BatchNormalization"],
         parameters=sum(prod(t.dims) for t in walk.stored(graph.model) if t.data_type in FLOATS),
-        macs=sum(work),
+        macs=sum(each * times for each, times in work),
         bytes=size,
-        uncounted=sum(kinds[kind] for kind in MULTIPLYING) - sum(map(bool, work)),
+        uncounted=sum(kinds[kind] for kind in MULTIPLYING) - sum(bool(each) for each, _ in work),
     )
 
 

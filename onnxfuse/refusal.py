@@ -41,7 +41,7 @@ NOTHING = "nothing: the model computes what it says"
 ADVICE = {
     Code.ALONE: NOTHING,
     Code.ACTIVATION: "nothing: taking the constant would hide the activation from runtimes",
-    Code.BORDER_BIAS: "pad with one value, train without the bias, or accept the branch",
+    Code.BORDER_BIAS: "pad with one value, train without the bias, or try --approximate-borders",
     Code.BORDER_WINDOW: NOTHING,
     Code.BROADCAST: NOTHING,
     Code.CEIL_MODE: "export at fixed sizes",

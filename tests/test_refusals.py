@@ -54,6 +54,8 @@ def overridable() -> onnx.ModelProto:
 
 CONV_BN = f"c = Conv(x, w) {bn('y', 'c', 'n')}"
 HUGE = np.full((4, 4, 1, 1), 1e30, np.float32)
+POOL = "<kernel_shape = [2,2], pads = [1,1,1,1]>"
+ALL_AROUND = np.array([0, 0, 1, 1, 0, 0, 1, 1])
 INTEGERS = np.arange(-8, 8, dtype=np.int8).reshape(4, 4, 1, 1)
 QUANTA = {"scale": np.float32(0.5), "zero": np.int8(0)}
 
@@ -83,14 +85,14 @@ CASES: dict[Code, list[Case]] = {
         case(
             f"{IN} {{ s = Add(x, b) y = ConvTranspose <strides = [2,2]> (s, w) }}",
             "y",
-            "phase",
+            "a shift of up to 2.5 that meets a transposed convolution",
             w=K3,
-            b=(4, 1, 1),
+            b=np.float32([1, -2.5, 0, 2]).reshape(4, 1, 1),
         ),
         case(
             f"{IN} {{ p = Pad(x, at, one) q = Pad(p, at, two) y = Conv(q, w) }}",
             "q",
-            "already differs at the border",
+            "it pads an input that already differs at the border, by up to 1",
             w=K3,
             at=np.array([0, 0, 1, 1, 0, 0, 1, 1]),
             one=np.float32(1),
@@ -99,12 +101,44 @@ CASES: dict[Code, list[Case]] = {
         case(
             f"{IN} {{ p = Pad(x, at, one) q = Pad(p, to, two) y = Conv(q, w) }}",
             "y",
-            "different values on different sides",
+            "different values on different sides, up to 1 apart",
             w=K3,
             at=np.array([0, 0, 1, 0, 0, 0, 1, 0]),
             to=np.array([0, 0, 0, 1, 0, 0, 0, 1]),
             one=np.float32(1),
             two=np.float32(2),
+        ),
+        case(
+            f"{IN} {{ p = Pad(x, at, v) y = AveragePool {POOL} (p) }}",
+            "y",
+            "it pools an input that differs at the border, by up to 0.75",
+            at=ALL_AROUND,
+            v=np.float32(0.75),
+        ),
+        case(
+            f"{IN} {{ p = Pad(x, at, v) y = Pad(p, to, zero) }}",
+            "y",
+            "it crops an input that differs at the border, by up to 0.75",
+            at=ALL_AROUND,
+            to=np.array([0, 0, -1, 0, 0, 0, 0, 0]),
+            v=np.float32(0.75),
+            zero=np.float32(0),
+        ),
+        case(
+            f"{IN} {{ p = Pad(x, at, v) y = Conv {PAD} (p, w) }}",
+            "y",
+            "its padding value of 1e+30 is so large",
+            at=ALL_AROUND,
+            v=np.float32(1e30),
+            w=K3,
+        ),
+        case(
+            f"{IN} {{ p = Pad(x, at, v) q = Pad(p, at, v) y = Conv {PAD} (q, w) }}",
+            "q",
+            "it pads an input that already differs at the border, by up to inf",
+            at=ALL_AROUND,
+            v=np.float32(-np.inf),
+            w=K3,
         ),
     ],
     Code.BORDER_WINDOW: [

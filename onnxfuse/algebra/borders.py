@@ -28,7 +28,10 @@ def joined_border(left: Form, right: Form, facts: Facts) -> tuple[Side, ...] | R
         for form in (left, right):
             first = form.border[0].value
             if not all(facts.equal(s.value, first, form.channels) for s in form.border):
-                return Refusal(Code.BORDER_BIAS, "its inputs hold different values at the border")
+                values = [side.value for side in form.border]
+                gap = facts.apart(values, first, form.channels, ", up to {:.3g} apart")
+                text = f"its inputs hold different values at the border{gap}"
+                return Refusal(Code.BORDER_BIAS, text)
     lefts = {(side.axis, side.end): side for side in left.border}
     rights = {(side.axis, side.end): side for side in right.border}
     joined = []
@@ -37,7 +40,9 @@ def joined_border(left: Form, right: Form, facts: Facts) -> tuple[Side, ...] | R
         and right.border
         and {k: s.width for k, s in lefts.items()} != {k: s.width for k, s in rights.items()}
     ):
-        return Refusal(Code.BORDER_BIAS, "its inputs have borders of different widths")
+        left_most, right_most = (max(s.width for s in form.border) for form in (left, right))
+        text = f"its inputs have borders of different widths (up to {left_most} and {right_most})"
+        return Refusal(Code.BORDER_BIAS, text)
     for key in dict.fromkeys([*lefts, *rights]):
         a, b = lefts.get(key), rights.get(key)
         value = ex.total(
@@ -57,7 +62,8 @@ def bordered(form: Form, kept: tuple[Side, ...], new: list[Side], facts: Facts) 
     equal the constant the border is gone.
     """
     if any((a.axis, a.end) == (b.axis, b.end) for a in kept for b in new):
-        return Refusal(Code.BORDER_BIAS, "it pads an input that already differs at the border")
+        text = f"it pads an input that already {differs(replace(form, border=kept), facts)}"
+        return Refusal(Code.BORDER_BIAS, text)
     sides = (*kept, *new)
     if all(facts.zero(s.value) for s in sides) and facts.zero(form.constant):
         return replace(form, border=())
@@ -90,18 +96,21 @@ def without_border(form: Form, facts: Facts) -> Form | Refusal:
         return form
     value = form.border[0].value
     if not all(facts.equal(side.value, value, form.channels) for side in form.border):
+        values = [side.value for side in form.border]
+        gap = facts.apart(values, value, form.channels, ", up to {:.3g} apart")
         return Refusal(
             Code.BORDER_BIAS,
-            "the border before it holds different values on different sides, none of them the "
-            "response of what precedes it to zero",
+            f"the border before it holds different values on different sides{gap}, none of them "
+            "the response of what precedes it to zero",
         )
     matched = form.matched or any(side.value is not value for side in form.border)
     if value is not None and facts.equal(value, None, form.channels):
         value, matched = None, True  # a pad value within rounding of zero
     if facts.out_of_proportion(value, form.constant, form.channels):
+        size = facts.apart([value], None, form.channels, " of {:.3g}")
         return Refusal(
             Code.BORDER_BIAS,
-            "its padding value is so large that a sum with what it pads would lose digits",
+            f"its padding value{size} is so large that a sum with what it pads would lose digits",
         )
     widths = [[0, 0] for _ in range(form.rank)]
     for side in form.border:
@@ -109,3 +118,9 @@ def without_border(form: Form, facts: Facts) -> Form | Refusal:
     rest = ex.total(form.constant, ex.negate(value))
     inside = ended(replace(form, border=(), constant=rest), [(a, b) for a, b in widths])
     return replace(inside, constant=value, matched=matched)
+
+
+def differs(form: Form, facts: Facts) -> str:
+    """That a form differs at the border, and by how much its strips lie from its constant."""
+    gap = facts.apart([side.value for side in form.border], form.constant, form.channels)
+    return f"differs at the border{gap}"

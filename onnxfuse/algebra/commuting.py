@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from onnxfuse.algebra.borders import differs
 from onnxfuse.algebra.expression import Kernel
 from onnxfuse.algebra.form import Facts, Form, Outer
 from onnxfuse.algebra.joining import Concat, Select
@@ -34,7 +35,7 @@ class Pool:
         if not form.in_base_layout:
             return LAYOUT
         if form.border:
-            return Refusal(Code.BORDER_BIAS, "it pools an input that differs at the border")
+            return Refusal(Code.BORDER_BIAS, f"it pools an input that {differs(form, facts)}")
         if facts.interior_only:
             return sequence(self.kernel, None, replace(form, interior_only=True))
         return replace(form, outer=self.outer)

@@ -300,6 +300,22 @@ class Facts:
         usual = max(usual_size(np.abs(self.value(beside, channels))), 1.0)
         return not np.all(np.abs(self.value(value, channels)) <= MAX_PROPORTION * usual)
 
+    def apart(
+        self,
+        values: Iterable[Vector | None],
+        other: Vector | None,
+        channels: int,
+        text: str = ", by up to {:.3g}",
+    ) -> str:
+        """How far constants lie from ``other``, in words; none where only a kernel could tell."""
+        held = list(values)
+        if any(v is not None and v.heavy and id(v) not in self._memo for v in (*held, other)):
+            return ""
+        with np.errstate(all="ignore"):  # padding may be infinite
+            reference = self.value(other, channels)
+            gaps = [np.abs(self.value(v, channels) - reference) for v in held]
+        return text.format(np.max(gaps, initial=0.0))
+
     def equal(self, left: Vector | None, right: Vector | None, channels: int) -> bool:
         a, b = self.value(left, channels), self.value(right, channels)
         if not (np.isfinite(a).all() and np.isfinite(b).all()):

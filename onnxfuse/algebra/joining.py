@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from onnxfuse.algebra import expression as ex
+from onnxfuse.algebra.borders import differs
 from onnxfuse.algebra.form import MAX_TERMS, Facts, Form, Term, coalesce, equal_lengths
 from onnxfuse.refusal import Code, Refusal
 
@@ -24,7 +25,7 @@ class Concat:
             if form.layout != first.layout or form.layout[self.axis] != 1:
                 return Refusal(Code.UNSUPPORTED, "it concatenates along another axis than channels")
             if form.border:
-                return Refusal(Code.BORDER_BIAS, "an input differs at the border")
+                return Refusal(Code.BORDER_BIAS, f"an input {differs(form, facts)}")
             if form is not first and not equal_lengths(first, form):
                 return Refusal(
                     Code.LENGTH, "its inputs are not of equal height and width for certain"

@@ -36,11 +36,6 @@ PARITY = (
     "SAME padding at this stride pads by the parity of a dynamic size, so which taps meet is "
     "unknown; export with fixed sizes"
 )
-PHASES = Refusal(
-    Code.BORDER_BIAS,
-    "a shift that meets a transposed convolution becomes another one at each phase of its stride "
-    "and at its border",
-)
 LAYOUT = Refusal(Code.UNSUPPORTED, "its input is transposed, so its axes are not N, C, spatial")
 
 
@@ -78,7 +73,7 @@ class Convolve:
         if form.channels != geometry.in_channels or form.rank != len(geometry.axes):
             return Refusal(Code.MALFORMED, "its kernel does not fit the channels of its input")
         if geometry.transposed and (form.border or form.known or not facts.zero(form.constant)):
-            return PHASES
+            return _phases(form, facts)
         if facts.interior_only:
             return sequence(self.kernel, self.bias, _without_edges(form, geometry, facts))
         inner = without_border(form, facts)
@@ -86,7 +81,7 @@ class Convolve:
             return inner
         if geo.reads_outside(geometry, inner.lengths) and not facts.zero(inner.constant):
             if inner.transposed:
-                return PHASES
+                return _phases(inner, facts)
             inner = replace(ended(inner), shift=_shift_of(inner, facts))
         return sequence(self.kernel, self.bias, inner)
 
@@ -109,6 +104,17 @@ class Convolve:
         if isinstance(found, Refusal):
             return found
         return replace(found, layout=form.layout)
+
+
+def _phases(form: Form, facts: Facts) -> Refusal:
+    """The refusal of a constant that a transposed convolution would not keep uniform."""
+    alone = form.constant is not None and not form.border
+    size = facts.apart([form.constant], None, form.channels, " of up to {:.3g}") if alone else ""
+    return Refusal(
+        Code.BORDER_BIAS,
+        f"a shift{size} that meets a transposed convolution becomes another one at each phase of "
+        "its stride and at its border",
+    )
 
 
 def _shift_of(form: Form, facts: Facts) -> Shift | None:

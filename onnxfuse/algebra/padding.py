@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from onnxfuse.algebra import expression as ex
-from onnxfuse.algebra.borders import bordered
+from onnxfuse.algebra.borders import bordered, differs
 from onnxfuse.algebra.form import Facts, Form, Side
 from onnxfuse.algebra.geometry import Axis, Geometry
 from onnxfuse.algebra.laws import Loader, sequence
@@ -52,14 +52,15 @@ def _grown(
         return Refusal(Code.MALFORMED, "it leaves nothing of its input")
     crops = any(amount < 0 for pair in amounts for amount in pair)
     if crops and form.border:
-        return Refusal(Code.BORDER_BIAS, "it crops an input that differs at the border")
+        return Refusal(Code.BORDER_BIAS, f"it crops an input that {differs(form, facts)}")
     kernel = ex.shift("Pad", Geometry(form.channels, form.channels, form.channels, axes))
     padded = sequence(kernel, None, replace(form, border=()))
     if isinstance(padded, Refusal):
         return padded
     result = bordered(replace(padded, constant=form.constant), form.border, sides, facts)
     if crops and isinstance(result, Form) and result.border:
-        return Refusal(Code.BORDER_BIAS, "it crops on one side and pads a bias on another")
+        text = f"it crops on one side, and on another what it pads {differs(result, facts)}"
+        return Refusal(Code.BORDER_BIAS, text)
     return result
 
 
@@ -99,7 +100,8 @@ class Fill:
             if (side.axis, side.end) != (axis, self.end):
                 kept.append(side)
             elif side.width > self.width:
-                return Refusal(Code.BORDER_BIAS, "it overwrites only part of a padded strip")
+                text = f"it overwrites only {self.width} of {side.width} padded positions"
+                return Refusal(Code.BORDER_BIAS, text)
         value = ex.vector("fill", form.channels, self.value)
         return bordered(form, tuple(kept), [Side(axis, self.end, self.width, value)], facts)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 
 from onnxfuse import ranges, sketch
@@ -11,11 +11,13 @@ from onnxfuse.algebra import padded
 from onnxfuse.algebra.form import Term
 from onnxfuse.algebra.geometry import Geometry
 from onnxfuse.layout import Relaid
+from onnxfuse.lift import LIFT, Lifted, lift
 from onnxfuse.lift.quantised import ON_INTEGERS, ROUNDING, is_one
 from onnxfuse.model.graph import Node
 from onnxfuse.model.tensors import FLOATS
 from onnxfuse.model.totals import macs
-from onnxfuse.planning.problem import Problem
+from onnxfuse.planning.problem import MOVES, Problem, Step
+from onnxfuse.planning.reasons import APART, RESHAPING, is_unlifted, unlifted
 from onnxfuse.planning.region import Region, labels, old_counts
 from onnxfuse.planning.written import (
     KERNELED,
@@ -82,26 +84,77 @@ def kept(refusal: Refusal, problem: Problem) -> Kept:
 
 def others(problem: Problem, report: Report) -> list[Kept]:
     """What to say of the nodes that no region and no refusal of a report speaks of."""
-    said = {name for region in report.regions for name in region.nodes}
-    said |= {kept.node for kept in report.refusals}
+    fused = {name for region in report.regions for name in region.nodes}
+    refused = {kept.node: kept for kept in reversed(report.refusals)}
     return [
-        kept(_other(node, problem), problem)
+        kept(_other(node, problem, refused), problem)
         for node in problem.view.graph.order
-        if node.label not in said
+        if node.label not in fused and node.label not in refused
     ]
 
 
-def _other(node: Node, problem: Problem) -> Refusal:
+def _other(node: Node, problem: Problem, refused: Mapping[str, Refusal]) -> Refusal:
     outputs = [out for out in node.outputs if out]
     if outputs and all(problem.view.constants.known(out) for out in outputs):
         text = "its result is constant; it is folded where a region needs it"
         return Refusal(Code.ALONE, text, node.label)
     if any(out in problem.steps for out in outputs):
-        return Refusal(Code.ALONE, "nothing that is linear meets it", node.label)
+        return _beside(node, problem, refused)
     if is_one(node, *ROUNDING, *ON_INTEGERS):
         text = f"{node.op_type} works on integers, so regions end here"
         return Refusal(Code.QUANTISED, text, node.label)
-    return Refusal(Code.NONLINEAR, f"{node.op_type} is not linear, so regions end here", node.label)
+    if is_unlifted(node, problem):
+        return Refusal(Code.UNSUPPORTED, unlifted(node), node.label)
+    if not isinstance(lift(node, problem.view), Lifted):
+        inputs = " of these inputs" if node.standard and node.op_type in LIFT else ""
+        text = f"{node.op_type}{inputs} is not linear, so regions end here"
+        return Refusal(Code.NONLINEAR, text, node.label)
+    if node.op_type in RESHAPING:
+        return Refusal(Code.CHANNELS, APART, node.label)
+    return Refusal(Code.ALONE, "its result only tells others a size or a place", node.label)
+
+
+def _beside(node: Node, problem: Problem, refused: Mapping[str, Refusal]) -> Refusal:
+    """What to say of a linear node: what stopped its linear neighbours, if it has any."""
+    own = next(problem.steps[out] for out in node.outputs if out in problem.steps)
+    near = _near(own, problem)
+    for step in near:
+        label = step.node.label
+        if label in refused:
+            text = f"see {label!r} next to it: {refused[label].text}"
+            return Refusal(refused[label].code, text, node.label)
+    if isinstance(own.law, MOVES):
+        text = "it only moves what it reads, and taking it in would gain nothing"
+        return Refusal(Code.ALONE, text, node.label)
+    if near:
+        text = f"merging it with {near[0].node.label!r} gains nothing: as many operators remain"
+        return Refusal(Code.COST, text, node.label)
+    return Refusal(Code.ALONE, "nothing that is linear meets it", node.label)
+
+
+def _near(step: Step, problem: Problem) -> list[Step]:
+    """The linear steps before and behind one, looking through those that only move data."""
+    graph, steps = problem.view.graph, problem.steps
+    found: dict[str, Step] = {}
+    seen = {step.tensor}
+    behind, before = [step], [step]
+    for stack, forward in ((before, False), (behind, True)):
+        while stack:
+            current = stack.pop()
+            names = current.lifted.operands
+            if forward:
+                readers = graph.consumers.get(current.tensor, [])
+                made = [steps[o] for reader in readers for o in reader.outputs if o in steps]
+                names = tuple(s.tensor for s in made if current.tensor in s.lifted.operands)
+            for name in names:
+                if name not in steps or name in seen:
+                    continue
+                seen.add(name)
+                if isinstance(steps[name].law, MOVES):
+                    stack.append(steps[name])
+                else:
+                    found[name] = steps[name]
+    return list(found.values())
 
 
 def _estimate(found: Region, problem: Problem) -> float | None:

@@ -261,7 +261,7 @@ RESHAPED = {
     "heads taken apart": Case(
         "m = MatMul(x, w) r = Reshape(m, split) y = Mul(r, k)",
         {"w": (4, 4), "k": (1, 1, 2, 1), "split": I64["split"]}, "MatMul Reshape Mul",
-        graph=TOKENS),
+        ("channel-blocks",), graph=TOKENS),
     "behind a window": Case(
         "c = Conv<pads = [1,1,1,1]>(x, k) r = Reshape(c, keep) a = Mul(r, h) y = Relu(a)",
         {"k": (4, 4, 3, 3), "h": (4, 1), "keep": I64["keep"]}, "Conv Reshape Mul Relu",

@@ -8,11 +8,19 @@ from onnxfuse.algebra.laws import PARITY, Convolve, Sum
 from onnxfuse.algebra.layouts import Permute
 from onnxfuse.lift.quantised import ON_INTEGERS, before, is_one
 from onnxfuse.model.graph import Node
+from onnxfuse.model.tensors import FLOATS
 from onnxfuse.planning.problem import MOVES, Problem, Step
 from onnxfuse.planning.region import Region, expand, old_counts
 from onnxfuse.planning.written import Cover
 from onnxfuse.refusal import Code, Refusal
 
+RESHAPING = ("Reshape", "Flatten")
+UNLIFTED = (
+    "CumSum", "DepthToSpace", "Gather", "GlobalAveragePool", "ReduceMean", "ReduceSum", "Resize",
+    "SpaceToDepth", "Tile", "Upsample",
+)  # fmt: skip
+"""Linear operators of one tensor that are no law of the algebra."""
+APART = "it takes the channels' axis apart, so nothing merges across"
 REACH = 64
 """Tensors that are looked back over to explain a region."""
 
@@ -40,6 +48,11 @@ def refusals(regions: Mapping[str, Region], problem: Problem) -> list[Refusal]:
     for node in problem.view.graph.order:
         if is_one(node, *ON_INTEGERS):
             found += _rounded(node, node.inputs, problem)
+        if node.standard and node.op_type in RESHAPING and node.outputs[0] not in problem.steps:
+            found += _between(node, Refusal(Code.CHANNELS, APART, node.label), problem)
+        if is_unlifted(node, problem):
+            text = unlifted(node)
+            found += _between(node, Refusal(Code.UNSUPPORTED, text, node.label), problem)
     return list({(r.code, r.text, r.node): r for r in reversed(found)}.values())[::-1]
 
 
@@ -150,6 +163,30 @@ def _strides(region: Region, problem: Problem) -> Iterator[Refusal]:
                 "its inputs sample the same tensor at different strides",
                 region.root.node.label,
             )
+
+
+def is_unlifted(node: Node, problem: Problem) -> bool:
+    """Whether a node is a linear operator of data that is no law."""
+    view = problem.view
+    data = node.standard and node.op_type in UNLIFTED and not view.constants.known(node.inputs[0])
+    return data and view.shapes.type_of(node.outputs[0]) in FLOATS
+
+
+def unlifted(node: Node) -> str:
+    """What to say of such a node."""
+    return f"{node.op_type} is linear, but no law takes it in, so regions end here"
+
+
+def _between(node: Node, refusal: Refusal, problem: Problem) -> Iterator[Refusal]:
+    """The refusal of a node that no law passes, where it stands between linear operators."""
+    steps, out = problem.steps, node.outputs[0]
+    before = steps.get(node.inputs[0])
+    if before is None or isinstance(before.law, MOVES):
+        return
+    readers = [o for r in problem.view.graph.consumers.get(out, []) for o in r.outputs]
+    behind = [steps[o] for o in readers if o in steps and out in steps[o].lifted.operands]
+    if any(not isinstance(step.law, MOVES) for step in behind):
+        yield refusal
 
 
 def _rounded(node: Node, read: Sequence[str], problem: Problem) -> Iterator[Refusal]:

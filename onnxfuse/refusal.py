@@ -44,11 +44,11 @@ ADVICE = {
     Code.BORDER_BIAS: "pad with one value, train without the bias, or try --approximate-borders",
     Code.BORDER_WINDOW: NOTHING,
     Code.BROADCAST: NOTHING,
-    Code.CEIL_MODE: "export at fixed sizes",
+    Code.CEIL_MODE: "export without ceil_mode, or at fixed sizes that its windows fit",
     Code.CHANNELS: NOTHING,
     Code.COST: "nothing: it is cheaper as it stands",
-    Code.DYNAMIC_WEIGHTS: NOTHING,
-    Code.EXCLUDE_PAD: "train with count_include_pad, or accept the pool",
+    Code.DYNAMIC_WEIGHTS: "nothing; where a function is what hides it, inline the function",
+    Code.EXCLUDE_PAD: "train with count_include_pad, or try --approximate-borders",
     Code.EXCLUDED: "change --only, --except or --keep-post-bn",
     Code.GRAPH_OUTPUT: "remove the graph output if nobody needs it",
     Code.LENGTH: "export at fixed sizes",
@@ -63,7 +63,7 @@ ADVICE = {
     Code.SIZE: "nothing; at a fixed size that is too large to prove, export a smaller batch",
     Code.STRIDE: NOTHING,
     Code.TRAINING: "export after .eval(), or pass --assume-inference",
-    Code.UNKNOWN_SHAPE: "export with shapes, or run shape inference",
+    Code.UNKNOWN_SHAPE: "give all graph inputs their shapes; behind a custom operator, nothing",
     Code.UNSUPPORTED: "report it, with the model or its exporter",
 }
 """What a user can do about each; `docs/design.md` says the same."""

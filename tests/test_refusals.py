@@ -38,6 +38,12 @@ def test_quantised_models_pass_untouched(number: int) -> None:
     assert fused.SerializeToString() == built.SerializeToString()
 
 
+def test_a_rounding_node_of_another_domain_may_read_nothing() -> None:
+    built = model(f"{IN} {{ k = custom.DequantizeLinear() c = Conv(x, w) y = Mul(c, k) }}", w=K1)
+    built.graph.node[0].domain = built.opset_import[1].domain = "com.microsoft"
+    assert not onnxfuse.plan(built).changed
+
+
 def test_integers_of_onnxruntime_are_known_as_such() -> None:
     built = model(
         f"""{IN} {{ c = Conv(x, w) q = QuantizeLinear(c, scale, zero)

@@ -40,7 +40,7 @@ def before(name: str, view: View) -> tuple[str, Node | None]:
             return name, rounding
         if rounding is None or node.op_type == "QuantizeLinear":
             rounding = node
-        name = node.inputs[0]
+        name = node.input(0)
 
 
 def stored_as_integers(node: Node, found: Lifted | Refusal | None, view: View) -> Refusal | None:
@@ -63,6 +63,6 @@ def _behind_copies(name: str, view: View) -> str:
     node = view.graph.producer.get(name)
     while is_one(node, *_COPIES):
         assert node is not None
-        name = node.inputs[0]
+        name = node.input(0)
         node = view.graph.producer.get(name)
     return name

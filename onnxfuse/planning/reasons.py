@@ -28,6 +28,7 @@ REACH = 64
 def refusals(regions: Mapping[str, Region], problem: Problem) -> list[Refusal]:
     """The refusals of a plan: what could not be lifted, and what was not merged."""
     found = list(problem.refusals)
+    quantised = {refusal.node for refusal in found if refusal.code is Code.QUANTISED}
     for region in regions.values():
         priced = [
             problem.steps[name]
@@ -44,10 +45,10 @@ def refusals(regions: Mapping[str, Region], problem: Problem) -> list[Refusal]:
             found += _needed(region, problem, regions)
         found += _strides(region, problem)
         if not isinstance(region.root.law, MOVES):
-            found += _rounded(region.root.node, region.sources, problem)
+            found += _rounded(region.root.node, region.sources, quantised, problem)
     for node in problem.view.graph.order:
         if is_one(node, *ON_INTEGERS):
-            found += _rounded(node, node.inputs, problem)
+            found += _rounded(node, node.inputs, quantised, problem)
         if node.standard and node.op_type in RESHAPING and node.outputs[0] not in problem.steps:
             found += _between(node, Refusal(Code.CHANNELS, APART, node.label), problem)
         if is_unlifted(node, problem):
@@ -189,10 +190,14 @@ def _between(node: Node, refusal: Refusal, problem: Problem) -> Iterator[Refusal
         yield refusal
 
 
-def _rounded(node: Node, read: Sequence[str], problem: Problem) -> Iterator[Refusal]:
-    """Linear results that reach a linear node as integers, or rounded to some."""
+def _rounded(
+    node: Node, read: Sequence[str], quantised: set[str], problem: Problem
+) -> Iterator[Refusal]:
+    """Linear results that reach a linear node as integers, or rounded to some.
+
+    ``quantised`` are the linear nodes that are not lifted because their constants are.
+    """
     graph = problem.view.graph
-    refused = {r.node for r in problem.refusals if r.code is Code.QUANTISED}
     for name in read:
         origin, rounding = before(name, problem.view)
         source = graph.producer.get(origin)
@@ -201,7 +206,7 @@ def _rounded(node: Node, read: Sequence[str], problem: Problem) -> Iterator[Refu
             continue
         step = problem.steps.get(origin)
         linear = step is not None and not isinstance(step.law, MOVES)
-        if not (whole or linear or source.label in refused):
+        if not (whole or linear or source.label in quantised):
             continue
         how = f"rounded by {rounding.label!r}" if rounding and not whole else "made of integers"
         text = f"its input {origin!r} is {how}, so nothing merges across"

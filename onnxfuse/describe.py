@@ -17,7 +17,7 @@ from onnxfuse.model.graph import Node
 from onnxfuse.model.tensors import FLOATS
 from onnxfuse.model.totals import macs
 from onnxfuse.planning.problem import MOVES, Problem, Step
-from onnxfuse.planning.reasons import APART, RESHAPING, is_unlifted, unlifted
+from onnxfuse.planning.reasons import APART, REACH, RESHAPING, is_unlifted, unlifted
 from onnxfuse.planning.region import Region, labels, old_counts
 from onnxfuse.planning.written import (
     KERNELED,
@@ -133,13 +133,13 @@ def _beside(node: Node, problem: Problem, refused: Mapping[str, Refusal]) -> Ref
 
 
 def _near(step: Step, problem: Problem) -> list[Step]:
-    """The linear steps before and behind one, looking through those that only move data."""
+    """The linear steps before and behind one, through up to `REACH` that only move data."""
     graph, steps = problem.view.graph, problem.steps
     found: dict[str, Step] = {}
     seen = {step.tensor}
     behind, before = [step], [step]
     for stack, forward in ((before, False), (behind, True)):
-        while stack:
+        while stack and len(seen) < REACH:
             current = stack.pop()
             names = current.lifted.operands
             if forward:

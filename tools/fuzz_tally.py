@@ -18,7 +18,7 @@ from checking import Outcome
 
 from onnxfuse import describe
 from onnxfuse.algebra import commuting, joining, laws, layouts, maps, padding, reshaping
-from onnxfuse.planning import region
+from onnxfuse.planning import forward
 from onnxfuse.refusal import Refusal
 
 _ROOMS = (laws, joining, padding, maps, layouts, reshaping, commuting)
@@ -79,7 +79,7 @@ class Tally:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Count laws where plans try them, and once more where a region is fused and proved."""
-        apply, described = region.applied, describe.region
+        apply, described = forward.applied, describe.region
 
         def applied(law: Any, *arguments: Any) -> Any:
             result = apply(law, *arguments)
@@ -94,7 +94,7 @@ class Tally:
             return described(replacement, *arguments, dry=dry)
 
         with (
-            mock.patch.object(region, "applied", applied),
+            mock.patch.object(forward, "applied", applied),
             mock.patch.object(describe, "region", proved),
         ):
             yield

@@ -78,7 +78,7 @@ class Problem:
         self._sources: dict[str, Source | None] = {}
         self._costs: dict[str, Cost] = {}
         self._bare: dict[str, Form | None] = {}
-        self.passed: dict[Any, Any] = {}  # of `onnxfuse.planning.region`
+        self.passed: dict[Any, Any] = {}  # of `onnxfuse.planning.forward`
         self._lift_all(admitted)
         if keep_post_bn:
             self._keep_post_bn()

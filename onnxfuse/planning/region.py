@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from math import gcd, lcm, prod
 
 from onnxfuse.algebra.borders import without_border
-from onnxfuse.algebra.commuting import applied
-from onnxfuse.algebra.form import Facts, Form, Term, interior
+from onnxfuse.algebra.form import Facts, Form, interior
 from onnxfuse.algebra.geometry import Geometry
 from onnxfuse.algebra.laws import Convolve
 from onnxfuse.algebra.reshaping import Reshape
 from onnxfuse.algebra.source import Source
 from onnxfuse.planning.cost import Cost
 from onnxfuse.planning.cover import cover
+from onnxfuse.planning.forward import Forward
 from onnxfuse.planning.problem import Problem, Step
 from onnxfuse.planning.written import KERNELED, Affine, Cover, operators
 from onnxfuse.refusal import Code, Refusal
@@ -27,10 +27,6 @@ MAX_TENSORS = 4096
 """Regions are cut at this many tensors."""
 MAX_PROVED = 1 << 25
 """Elements of the largest tensor that a region is proved with where its size is fixed."""
-MAX_GROWTH = 16
-"""A form that costs this many times what it was made from is cut where it stands."""
-MAX_PASSED = 1 << 14
-"""What so many steps came to is remembered; neighbours are planned one after the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +56,16 @@ class Region:
         """The stored constants that vary in space and that the form reads."""
         terms = self.cover.form.known if self.cover is not None else ()
         return {t.source.name: t.source for t in terms if t.source.load is not None}
+
+    @property
+    def computed(self) -> set[str]:
+        """What its nodes compute, outputs included that its root does not depend on."""
+        return computed(self.interior)
+
+    @property
+    def open_unit(self) -> int:
+        """The least size of open axes that its Reshapes divide."""
+        return open_unit(self.interior)
 
     @property
     def key(self) -> tuple[int, int, int, int, int]:
@@ -104,7 +110,7 @@ def expand(root: Step, is_cut: Callable[[str], bool], problem: Problem) -> Regio
 
 def _expressed(root: Step, inside: dict[str, Step], problem: Problem, facts: Facts) -> Region:
     """The region of a root over the steps ``inside``, by the laws under ``facts``."""
-    walk = _Forward(root.tensor, inside, problem, facts)
+    walk = Forward(root.tensor, inside, problem, facts)
     form = walk.run()
     if form is None:
         return keep(root, problem, walk.obstacles, tuple(inside))
@@ -245,7 +251,7 @@ def blocked(problem: Problem, cuts: set[str]) -> set[str]:
     They stand whatever is chosen around them, so regions need not reach beyond them.
     """
     steps = dict(sorted(problem.steps.items(), key=lambda item: item[1].position))
-    walk = _Forward("", steps, problem, problem.facts)
+    walk = Forward("", steps, problem, problem.facts)
     readers: dict[str, list[str]] = {}
     for name, step in steps.items():
         form = walk.step(name, step)
@@ -258,143 +264,6 @@ def blocked(problem: Problem, cuts: set[str]) -> set[str]:
         for name in walk.forms
         if not any(name in walk.through.get(reader, ()) for reader in readers.get(name, ()))
     }
-
-
-class _Forward:
-    """One forward pass of the laws over a region's steps.
-
-    What a law makes of the same forms was mostly seen before, in a pass that differs by a cut
-    elsewhere; it is taken from there.
-    """
-
-    def __init__(self, root: str, inside: dict[str, Step], problem: Problem, facts: Facts) -> None:
-        self.root = root
-        self.inside = inside
-        self.problem = problem
-        self.facts = facts
-        self.obstacles: list[Refusal] = []
-        self.forms: dict[str, Form] = {}
-        self.effort: dict[str, int] = {}
-        self.through: dict[str, tuple[str, ...]] = {}
-
-    def run(self) -> Form | None:
-        """The root's form; ``None`` where no law gives it one."""
-        for name, step in self.inside.items():
-            form = self.step(name, step)
-            if form is not None:
-                self.forms[name] = form
-        return self.forms.get(self.root)
-
-    def step(self, name: str, step: Step) -> Form | None:
-        """The form of one step, if a law gives it one that did not outgrow its nodes."""
-        names = step.lifted.operands
-        forms = tuple(self.forms.get(operand) for operand in names)
-        efforts = tuple(self.effort.get(operand, 0) for operand in names)
-        seen, is_root = self.problem.passed, name == self.root
-        key = name, is_root, self.facts.interior_only, tuple(map(id, forms)), efforts
-        if key not in seen:
-            if len(seen) >= MAX_PASSED:
-                seen.clear()
-            seen[key] = _passed(step, forms, efforts, self.problem, self.facts, root=is_root)
-        found: Passed = seen[key]
-        self.obstacles += found.obstacles[: 64 - len(self.obstacles)]
-        if found.through is not None:
-            self.through[name] = found.through
-        if found.effort is not None:
-            self.effort[name] = found.effort
-        return found.form
-
-    def used(self) -> tuple[tuple[Step, ...], tuple[str, ...]]:
-        """The steps the root's form passes through, in order, and the tensors it starts from."""
-        seen = {self.root}
-        stack = [self.root]
-        sources: dict[str, None] = {}
-        while stack:
-            name = stack.pop()
-            through = self.through[name]
-            for operand in self.inside[name].lifted.operands:
-                if operand not in through:
-                    sources[operand] = None
-                elif operand not in seen:
-                    seen.add(operand)
-                    stack.append(operand)
-        interior = tuple(step for name, step in self.inside.items() if name in seen)
-        return interior, tuple(sources)
-
-
-@dataclass(frozen=True, slots=True)
-class Passed:
-    """What came of one step: a form, or obstacles; which operands its law passed through.
-
-    ``effort`` is the work of all nodes that a form stands for. ``forms`` are those of the operands,
-    held so that their ids stay theirs.
-    """
-
-    form: Form | None
-    obstacles: tuple[Refusal, ...]
-    through: tuple[str, ...] | None
-    effort: int | None
-    forms: tuple[Form | None, ...]
-
-
-def _passed(
-    step: Step,
-    forms: tuple[Form | None, ...],
-    efforts: tuple[int, ...],
-    problem: Problem,
-    facts: Facts,
-    *,
-    root: bool,
-) -> Passed:
-    """A step's form over those of its operands (``None`` where one stands as it is)."""
-    form, obstacle, through = _applied(step, forms, problem, facts)
-    label = step.node.label
-    obstacles = () if obstacle is None else (obstacle.at(label),)
-    if form is None or root:
-        return Passed(form, obstacles, through, None, forms)
-    own = problem.original_cost(step)
-    effort = (own.macs or own.time // 10) + sum(efforts)
-    positions = problem.elements(step.tensor) // max(form.channels, 1)
-    if sum(_kernel_size(term) for term in form.terms) * positions > MAX_GROWTH * max(effort, 1):
-        text = f"composing it costs more than {MAX_GROWTH} times as much"
-        obstacles = (*obstacles, Refusal(Code.COST, text, label))
-        form = None
-    return Passed(form, obstacles, through, effort, forms)
-
-
-def _applied(
-    step: Step, forms: tuple[Form | None, ...], problem: Problem, facts: Facts
-) -> tuple[Form | None, Refusal | None, tuple[str, ...] | None]:
-    """The step's form: through all operands, else with one of them cut, else with all.
-
-    With it what stands in the way of passing through them all, and those that it passed through.
-    """
-    names = step.lifted.operands
-    known = {name: form for name, form in zip(names, forms, strict=True) if form is not None}
-    choices = [frozenset(known)]
-    if len(known) > 1:
-        choices += [frozenset(known) - {name} for name in known]
-    if known:
-        choices.append(frozenset())
-    obstacle = None
-    for index, choice in enumerate(choices):
-        operands = [known[name] if name in choice else problem.bare(name) for name in names]
-        whole = [operand for operand in operands if operand is not None]
-        if len(whole) < len(operands):
-            continue
-        result = applied(step.law, whole, facts)
-        if isinstance(result, Form):
-            return result, obstacle, tuple(name for name in known if name in choice)
-        if index == 0:
-            obstacle = result
-    return None, obstacle, None
-
-
-def _kernel_size(term: Term) -> int:
-    """The kernel elements of a term; one that only moves or rescales channels counts nothing."""
-    geometry = term.kernel.geometry
-    moves = geometry.depthwise and set(geometry.taps) <= {1}
-    return 0 if moves else geometry.parameters
 
 
 def labels(interior: Sequence[Step]) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ from onnxfuse.algebra.geometry import compose_axis
 from onnxfuse.algebra.reshaping import Reshape
 from onnxfuse.algebra.source import Source
 from onnxfuse.lift import View
-from onnxfuse.planning.region import computed, open_unit
 from onnxfuse.realise import Replacement
 
 Sizes = dict[str, tuple[int, ...]]
@@ -23,10 +22,10 @@ def proof_sizes(replacement: Replacement, view: View) -> Iterator[Sizes]:
     region = replacement.region
     assert region.cover is not None
     form = region.cover.form
-    inner = computed(region.interior)
+    inner = region.computed
     sources = _free_sources(replacement, view)
     if any(isinstance(step.law, Reshape) for step in region.interior):
-        yield from _whole_sizes(sources, view, open_unit(region.interior))
+        yield from _whole_sizes(sources, view, region.open_unit)
         return
     fixed = any(step.lifted.fixed for step in region.interior)
     follows = len(inner.intersection(region.sources)) > 0 or sources.keys() != form.sources.keys()
@@ -84,7 +83,7 @@ def _free_sources(replacement: Replacement, view: View) -> dict[str, Source]:
     region = replacement.region
     assert region.cover is not None
     named = region.cover.form.sources
-    inner = computed(region.interior)
+    inner = region.computed
     found: dict[str, Source] = {}
     for name in region.sources:
         shape = view.shape(name)

@@ -12,6 +12,7 @@ from onnxfuse.budget import LIMITS, Baseline, Limit, amount, growth, judge, read
 from onnxfuse.cli import paths
 from onnxfuse.cli.examine import (
     examined,
+    left,
     options,
     page_data,
     page_place,
@@ -31,12 +32,14 @@ def run(chosen: argparse.Namespace, config: Config) -> Outcome:
     gate = Gate(chosen, config)
     meant = paths.models(chosen.inputs, config.rules)
     place = page_place(chosen, *meant.files, baseline=gate.baseline)
+    baseline = gate.baseline.path if gate.updates and gate.baseline is not None else None
+    orphans = left(place, baseline)
     found = list(meant.unusable)
     with progress(enabled=not chosen.quiet) as report:
         for index, path in enumerate(meant.files):
             report(path, index, len(meant.files))
             found.append(examined(path, partial(gate.examine, path, meant.rules(path))))
-    notes = [*gate.notes, *said(found)]
+    notes = [*orphans, *gate.notes, *said(found)]
     if gate.fusible and all(file.failure is None for file in found):
         notes += unmatched(gate.options, chosen)
     if gate.updates:

@@ -202,3 +202,14 @@ def write_page(place: Path | None, data: bytes) -> None:
         from onnxfuse.model import io
 
         io.write(place, data)
+
+
+def left(*places: Path | None) -> tuple[str, ...]:
+    """The files that killed runs left beside what is written now, in words."""
+    from onnxfuse.model import temporary
+
+    directories = [place.parent for place in places if place is not None]
+    return tuple(
+        f"{orphan} was left by an interrupted run and may be deleted"
+        for orphan in temporary.left(directories)
+    )

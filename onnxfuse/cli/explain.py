@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from onnxfuse.cli.examine import (
     Watched,
     examined,
+    left,
     options,
     page_data,
     page_place,
@@ -29,9 +30,10 @@ def run(chosen: argparse.Namespace) -> Outcome:
     """Explain one model."""
     wanted = options(chosen)
     page = page_place(chosen, chosen.input)
+    orphans = left(page)
     found = examined(chosen.input, lambda: _explain(chosen, wanted))
     notes = () if found.failure is not None else (*said((found,)), *unmatched(wanted, chosen))
-    outcome = Outcome("explain", (found,), None, __version__, notes)
+    outcome = Outcome("explain", (found,), None, __version__, (*orphans, *notes))
     write_page(page, page_data(page, outcome))
     return outcome
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from onnxfuse.cli.examine import (
     Watched,
     examined,
+    left,
     options,
     page_data,
     page_place,
@@ -28,10 +29,12 @@ def run(chosen: argparse.Namespace) -> Outcome:
     wanted = options(chosen)
     place = io.check_output(chosen.output)
     page = page_place(chosen, chosen.input, chosen.output)
-    io.check_kept(chosen.input, place.parent, filter(None, (chosen.output, chosen.report)))
+    outputs = filter(None, (chosen.output, chosen.report))
+    carried = io.check_kept(chosen.input, place.parent, outputs)
+    orphans = left(place, page, *carried)
     found = examined(chosen.input, lambda: _fuse(chosen, wanted, place, page))
     notes = () if found.failure is not None else (*said((found,)), *unmatched(wanted, chosen))
-    outcome = Outcome("fuse", (found,), None, __version__, notes)
+    outcome = Outcome("fuse", (found,), None, __version__, (*orphans, *notes))
     if found.output is None:  # else the page is written, or known not to be
         write_page(page, page_data(page, outcome))
     return outcome

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from onnx import TensorProto
 
 from onnxfuse import files
 from onnxfuse.errors import InputError
-from onnxfuse.model import tensors, walk
+from onnxfuse.model import temporary, tensors, walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +105,7 @@ def _is_device(path: Path) -> bool:
 
 def write(path: Path, data: bytes) -> None:
     """Write a whole file or none: a temporary file beside it, then a rename."""
-    with _replacing(path) as temporary, temporary.open("wb") as stream:
+    with _replacing(path) as place, place.open("wb") as stream:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
@@ -115,20 +114,12 @@ def write(path: Path, data: bytes) -> None:
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        with temporary.beside(path) as place:
+            yield place
+            place.chmod(_mode(path))
+            place.replace(path)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from error
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(_mode(path))
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
 
 
 def _mode(path: Path) -> int:
@@ -159,10 +150,10 @@ def carry_external_data(model: onnx.ModelProto, source: Path | None, target: Pat
             _copy(place, new)
 
 
-def check_kept(source: str | os.PathLike[str], target: Path, outputs: Iterable[str]) -> None:
+def check_kept(source: str | os.PathLike[str], target: Path, outputs: Iterable[str]) -> list[Path]:
     """Refuse to write over a data file of the model ``source``, or over where one is carried to.
 
-    ``target`` is the directory of the new model.
+    ``target`` is the directory of the new model. Gives the places that data is carried to.
     """
     held = _kept(Path(source)).items()
     for output in outputs:
@@ -174,6 +165,7 @@ def check_kept(source: str | os.PathLike[str], target: Path, outputs: Iterable[s
                     f"{output} is where the data file {place.name} of {source} is copied to; "
                     "name another file"
                 )
+    return [target / location for location, _ in held]
 
 
 def _kept(source: Path) -> dict[str, Path]:
@@ -199,8 +191,8 @@ def _copy(place: Path, new: Path) -> None:
         new.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{new.parent} cannot be made: {error.strerror}") from error
-    with _replacing(new) as temporary:
-        shutil.copyfile(place, temporary)
+    with _replacing(new) as copy:
+        shutil.copyfile(place, copy)
 
 
 def _same(left: Path, right: Path) -> bool:

@@ -243,7 +243,8 @@ def _verify_whole(
     progress: Progress,
 ) -> Verification:
     from onnxfuse.verify.nested import Body, fractions
-    from onnxfuse.verify.whole import Subject, verify
+    from onnxfuse.verify.subject import Subject
+    from onnxfuse.verify.whole import verify
 
     graph, found, _ = done.main.original
     regions = _places(done.main, proved[0])

@@ -205,3 +205,64 @@ def test_a_place_that_contradicts_itself_says_how(
     harm(built)
     report = onnxfuse.plan(built)
     assert [(r.code, words in r.text) for r in report.refusals if r.code == code] == [(code, True)]
+
+
+def test_a_model_that_loads_and_never_runs_is_not_the_fused_models_fault(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Merging shows onnxruntime the sizes that do not fit, which it met at run time before."""
+    built = model(
+        """(float[1,4,8,8] x, float[1,4,5,5] z) => (float[] y) {
+            a = Conv(x, w) f = Reshape(a, flat) m = Mul(f, k)
+            s = Shape(x) t = Slice(s, from, to) r = Concat<axis = 0>(t, rest)
+            b = Reshape(m, r) c = Conv(b, w) y = Add(c, z) }""",
+        w=(4, 4, 1, 1), k=(1, 1, 1), flat=np.array([1, 4, 64]), rest=np.array([4, 8, 8]),
+        **{"from": np.array([0]), "to": np.array([1])},
+    )  # fmt: skip
+    given, out = tmp_path / "in.onnx", tmp_path / "out.onnx"
+    given.write_bytes(built.SerializeToString())
+    assert main([str(given), str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "the original rejects x:1x4x8x8, z:1x4x5x5" in printed.replace("\n", " ")
+
+
+HOLES = {
+    "Split": "s, = Split<axis = 1>(a) y = Relu(s)",
+    "Sum": 'y = Sum(a, "")',
+    "Loop": """"", y = Loop(n, c, a) <body = b (int64 k, bool o, float[] v)
+        => (bool p, float[] u, float[] t) { p = Identity(o) u = Add(v, v) t = Identity(v) }>""",
+    "BatchNormalization": 'y, "", "" = BatchNormalization<training_mode = 1>(a, v, v, v, v)',
+    "If": """"" = If(c) <then_branch = t () => (float[] p) { p = Identity(a) },
+        else_branch = e () => (float[] q) { r, = Split<axis = 1>(a) q = Relu(r) }> y = Relu(a)""",
+}
+"""What ends onnxruntime's process where a name is empty."""
+
+
+@pytest.mark.parametrize("kind", HOLES)
+def test_what_would_end_the_process_is_not_run(kind: str, tmp_path: Path) -> None:
+    text = HOLES[kind].replace("s, =", 's, "" =').replace("r, =", 'r, "" =')
+    built = model(
+        f"(float[1,4,8,8] x) => (float[] y) {{ d = Conv(x, w) a = Conv(d, w) {text} }}",
+        w=(4, 4, 1, 1), v=(4,), n=np.array(2), c=np.array(True),
+    )  # fmt: skip
+    given, out = str(tmp_path / "in.onnx"), str(tmp_path / "out.onnx")
+    Path(given).write_bytes(built.SerializeToString())
+    for words, code in (((given, out), 0), (("verify", given, given), 3)):
+        done = subprocess.run(
+            [sys.executable, "-m", "onnxfuse", *words], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == code, done.stderr
+        said = " ".join((done.stdout + done.stderr).split())
+        assert "leaves out an" in said
+        assert "which would end the process" in said
+
+
+def test_what_may_be_left_out_is() -> None:
+    built = model(
+        """(float[1,4,8,8] x) => (float[] y) { d = Conv(x, w) a = Conv(d, w)
+            y = Clip(a, "", most) }""",
+        w=(4, 4, 1, 1), most=np.float32(1),
+    )  # fmt: skip
+    _, report = onnxfuse.fuse(built)
+    assert report.verification is not None
+    assert report.verification.status == "passed"

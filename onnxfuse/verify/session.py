@@ -17,6 +17,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
+from onnxfuse.model import holes
 from onnxfuse.model.graph import Graph
 from onnxfuse.model.shapes import Shape
 from onnxfuse.model.splice import fresh_names
@@ -59,6 +60,8 @@ def opened(model: onnx.ModelProto | bytes | str, base: str | None) -> ort.Infere
 
     Raises `CannotRunError` with onnxruntime's own line.
     """
+    if isinstance(model, onnx.ModelProto):
+        check_survivable(model)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
@@ -71,6 +74,12 @@ def opened(model: onnx.ModelProto | bytes | str, base: str | None) -> ort.Infere
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise CannotRunError(line(error)) from error
+
+
+def check_survivable(model: onnx.ModelProto) -> None:
+    """Raises `CannotRunError` for a model that would end the process, and not with an exception."""
+    if hole := holes.hole(model):
+        raise CannotRunError(f"{hole}, which would end the process")
 
 
 def kinds(model: onnx.ModelProto, names: Sequence[str], base: str | None) -> dict[str, int]:

@@ -19,6 +19,7 @@ from onnxfuse.verify.rounding import levels
 from onnxfuse.verify.session import (
     UNITS,
     CannotRunError,
+    check_survivable,
     disturbed,
     kinds,
     line,
@@ -84,6 +85,7 @@ def _answers(
 ) -> Iterator[Answer]:
     try:
         large = len(loaded.data) > INLINE and loaded.path is not None
+        check_survivable(loaded.model)
         session = opened(str(loaded.path) if large else loaded.data, _base(loaded))
     except CannotRunError as error:
         raise CannotRunError(f"onnxruntime cannot run {which}: {error}") from error

@@ -10,62 +10,40 @@ operators is. Bodies are disturbed where they were fused (see `onnxfuse.verify.n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from onnxfuse.errors import InputError, ProofError
-from onnxfuse.model.graph import Graph, Node
-from onnxfuse.model.splice import fresh_names
 from onnxfuse.model.tensors import FLOATS
 from onnxfuse.options import Options
 from onnxfuse.records import OutputError, Verification
 from onnxfuse.verify.given import matched
 from onnxfuse.verify.judge import Bounds
-from onnxfuse.verify.nested import BOTH, Body, captured, jumps, shaken, steered
+from onnxfuse.verify.nested import BOTH
 from onnxfuse.verify.pairing import Tolerance
-from onnxfuse.verify.session import (
-    FACTOR,
-    SEED,
-    SWITCH,
-    UNITS,
-    CannotRunError,
-    Disturbed,
-    disturbed,
-    feeds,
-    line,
-    rms,
-    written,
-)
+from onnxfuse.verify.session import FACTOR, SEED, UNITS, CannotRunError, feeds, line, rms, written
 from onnxfuse.verify.session import opened as _session
-
-# Operators with jumps; those that give integers or booleans (ArgMax, Greater …) need no entry.
-DISCONTINUOUS = {
-    "TopK", "Round", "Floor", "Ceil", "Sign", "Unique", "Hardmax", "Mod", "DynamicQuantizeLinear",
-}  # fmt: skip
+from onnxfuse.verify.subject import Subject, models, targets
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
-    """The two models, the original's index, what was fused where, and its measured error.
+class _Sides:
+    """Both models as sessions; the fused one may be the reason why it is none."""
 
-    ``bodies`` are the fused graphs below the main one; ``floats`` the rounded tensors of any graph.
-    """
+    original: Any
+    fused: Any
+    switch: str
+    steering: tuple[str, ...]
 
-    original: onnx.ModelProto
-    fused: onnx.ModelProto
-    graph: Graph
-    types: Mapping[str, int]
-    regions: Mapping[str, tuple[tuple[str, ...], float, float]]
-    base: str | None
-    approximate: bool = False
-    bodies: Sequence[Body] = ()
-    floats: Container[str] = ()
+
+class _RejectedError(Exception):
+    """The original does not run at some inputs."""
 
 
 def verify(
@@ -77,67 +55,86 @@ def verify(
     where the original rejects the inputs that were given.
     """
     tolerance = Tolerance(options.rtol, options.atol)
-    targets, hidden = _targets(subject, tolerance)
+    names, hidden = targets(subject, tolerance)
     try:
-        noisy, steering = _disturbable(subject, targets)
-        original = _session(noisy.model, subject.base)
+        sides = _sides(subject, names)
+        given, notes = _asked(subject, options)
     except CannotRunError as error:
-        return Verification("not-run", notes=(f"onnxruntime cannot run this model: {error}",))
-    try:
-        exposed = _exposed(subject.fused, targets, subject.types)
-        if steering:
-            exposed = _copied(exposed)
-            steered(exposed, subject.bodies, steering)
-        fused = _session(exposed, subject.base)
-    except CannotRunError as error:
-        raise ProofError(
-            f"onnxruntime loads the original but not the fused model ({error}); please report this"
-        ) from error
-    entering = len(targets) > len(subject.graph.outputs) - len(hidden)
-    what = "what enters it was compared" if entering else "it was not compared"
-    notes = [f"{name!r} lies behind a discontinuous operator; {what}" for name in hidden]
-    try:
-        given, more = _asked(subject, options)
-    except CannotRunError as error:
-        return Verification("not-run", notes=(f"the models cannot be run: {error}",))
-    notes += more
+        return Verification("not-run", notes=(str(error),))
     runs: list[str] = []
     worst: dict[str, OutputError] = {}
-    rounds = BOTH if steering else BOTH[:1]
-    for plain, (how, ways) in product(given, rounds):
+    for plain, (how, ways) in product(given, BOTH if sides.steering else BOTH[:1]):
         text = written(plain) + how
-        feed = plain | {name: np.array(on) for name, on in zip(steering, ways, strict=False)}
         progress(text)
-        quiet, loud = ({**feed, noisy.switch: np.array(on)} for on in (False, True))
+        ruled = {n: np.array(on) for n, on in zip(sides.steering, ways, strict=False)}
         try:
-            expected = original.run(targets, quiet)
-        except Exception as error:
+            answers = _answers(sides, names, plain | ruled, text)
+        except _RejectedError as error:
             if options.input_data is not None and not how:
-                raise InputError(f"the model rejects the input data: {line(error)}") from error
-            notes.append(f"the original rejects {text}: {line(error)}")
+                raise InputError(f"the model rejects the input data: {error}") from error
+            notes.append(f"the original rejects {text}: {error}")
             continue
-        try:
-            actual = fused.run(targets, feed)
-        except Exception as error:
-            raise ProofError(
-                f"the fused model fails at {text} where the original runs: {line(error)}"
-            ) from error
-        response = original.run(targets, loud)
-        repeated = original.run(targets, quiet)
-        answers = [
-            Answer(*found) for found in zip(expected, actual, response, repeated, strict=True)
-        ]
-        for found in _compare(subject, targets, answers, tolerance, text):
+        for found in _compare(subject, names, answers, tolerance, text):
             if found.name not in worst or found.rms > worst[found.name].rms:
                 worst[found.name] = found
         runs.append(text)
     if not runs:
         return Verification("not-run", notes=tuple(notes))
+    notes = [*_unseen(subject, names, hidden), *notes]
     if options.input_data is not None and not worst:
         notes.append("no output holds a finite number there, so nothing was compared")
         return Verification("not-run", tuple(runs), notes=tuple(notes))
     status = "approximate" if subject.approximate else "passed"
     return Verification(status, tuple(runs), tuple(worst.values()), tuple(notes))
+
+
+def _sides(subject: Subject, names: Sequence[str]) -> _Sides:
+    """Both models loaded. Raises `CannotRunError` where the original is not."""
+    noisy, exposed, steering = models(subject, names)
+    try:
+        original = _session(noisy.model, subject.base)
+    except CannotRunError as error:
+        raise CannotRunError(f"onnxruntime cannot run this model: {error}") from error
+    try:
+        fused = _session(exposed, subject.base)
+    except CannotRunError as error:
+        fused = error  # our fault if the original does more than load
+    return _Sides(original, fused, noisy.switch, steering)
+
+
+def _answers(
+    sides: _Sides, names: Sequence[str], feed: Mapping[str, Any], text: str
+) -> list[Answer]:
+    """What both models give for each of ``names``, and the original under noise and once more.
+
+    Raises `_RejectedError` where the original does not run, and `ProofError` where only it does.
+    """
+    quiet, loud = ({**feed, sides.switch: np.array(on)} for on in (False, True))
+    try:
+        expected = sides.original.run(names, quiet)
+    except Exception as error:
+        raise _RejectedError(line(error)) from error
+    if isinstance(sides.fused, CannotRunError):
+        raise ProofError(
+            f"onnxruntime runs the original but does not load the fused model ({sides.fused}); "
+            "please report this"
+        ) from sides.fused
+    try:
+        actual = sides.fused.run(names, feed)
+    except Exception as error:
+        raise ProofError(
+            f"the fused model fails at {text} where the original runs: {line(error)}"
+        ) from error
+    response, repeated = (sides.original.run(names, given) for given in (loud, quiet))
+    return [Answer(*found) for found in zip(expected, actual, response, repeated, strict=True)]
+
+
+def _unseen(subject: Subject, names: Sequence[str], hidden: Sequence[str]) -> Iterator[str]:
+    """What is said of the outputs that were not compared."""
+    entering = len(names) > len(subject.graph.outputs) - len(hidden)
+    what = "what enters it was compared" if entering else "it was not compared"
+    for name in hidden:
+        yield f"{name!r} lies behind a discontinuous operator; {what}"
 
 
 def _asked(subject: Subject, options: Options) -> tuple[list[dict[str, Any]], list[str]]:
@@ -170,96 +167,6 @@ def _values(subject: Subject) -> list[onnx.ValueInfoProto]:
     return [value for value in subject.graph.model.graph.input if value.name not in stored]
 
 
-def _targets(subject: Subject, tolerance: Tolerance) -> tuple[list[str], list[str]]:
-    """Tensors to compare, and the outputs that are not because they depend on a choice.
-
-    An output that a tolerance names is compared whatever it depends on.
-    """
-    graph = subject.graph
-    produced = {out for node in subject.fused.graph.node for out in node.output}
-    data = set(graph.inputs)  # what depends on values, not on shapes alone
-    tainted: set[str] = set()
-    entering: dict[str, None] = {}
-    for node in graph.order:
-        read = [name for name in (*node.inputs, *captured(node)) if name in data]
-        if not read or node.op_type in ("Shape", "Size"):
-            continue
-        data.update(node.outputs)
-        if any(name in tainted for name in read):
-            tainted.update(node.outputs)
-        elif _discontinuous(node, read, subject.types) or jumps(
-            node, subject.original, subject.floats
-        ):
-            tainted.update(node.outputs)
-            entering.update(dict.fromkeys(n for n in read if n in produced))
-    named = {*tolerance.rtol, *tolerance.atol}
-    floats = [n for n in graph.outputs if n not in tainted or n in named]
-    hidden = [n for n in graph.outputs if n in tainted and n not in named]
-    if hidden:
-        floats += [
-            n
-            for n in entering
-            if n not in floats and subject.types.get(n, 0) in FLOATS and n in produced
-        ]
-    return floats or list(graph.outputs), hidden
-
-
-def _discontinuous(node: Node, read: Sequence[str], types: Mapping[str, int]) -> bool:
-    """Whether a small change of what a node reads can change its result by a jump."""
-    if not any(types.get(name, 0) in FLOATS for name in read):
-        return False
-    if any(out and types.get(out, 0) not in FLOATS for out in node.outputs[:1]):
-        return True
-    return node.op_type in DISCONTINUOUS
-
-
-def _exposed(
-    model: onnx.ModelProto, targets: Sequence[str], types: Mapping[str, int]
-) -> onnx.ModelProto:
-    """The model with every target among its outputs."""
-    present = {value.name for value in model.graph.output}
-    missing = [name for name in targets if name not in present]
-    if not missing:
-        return model
-    copy = _copied(model)
-    copy.graph.output.extend(
-        helper.make_tensor_value_info(name, types[name], None) for name in missing
-    )
-    return copy
-
-
-def _copied(model: onnx.ModelProto) -> onnx.ModelProto:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    return copy
-
-
-def _disturbable(subject: Subject, targets: Sequence[str]) -> tuple[Disturbed, tuple[str, ...]]:
-    """The original with rounding-sized noise on each region's inputs and output.
-
-    Also the inputs that decide of each If that leads to a region in a branch.
-
-    An output also varies by the region's error outright: where its terms cancel, it is smaller
-    than what rounding them makes of it.
-    """
-    levels: dict[str, float] = {}
-    shifts: dict[str, float] = {}
-    for root, (sources, measured, scale) in subject.regions.items():
-        measured = measured if np.isfinite(measured) else 0.0  # noqa: PLW2901 - of no weights
-        shifts[root] = measured * scale
-        level = max(measured, UNITS * FLOATS[subject.types[root]])
-        for name in (root, *sources):
-            levels[name] = max(level, levels.get(name, 0.0))
-    exposed = _exposed(subject.original, targets, subject.types)
-    steering: tuple[str, ...] = ()
-    if subject.bodies:
-        exposed = _copied(exposed)
-        steering = steered(exposed, subject.bodies)
-        shaken(exposed, subject.bodies, fresh_names(subject.graph)(SWITCH))
-    noisy = disturbed(exposed, subject.graph, levels, subject.types, shifts=shifts)
-    return noisy, steering
-
-
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A tensor as the original gives it, as the fused model does, under noise, and once more."""
@@ -272,12 +179,12 @@ class Answer:
 
 def _compare(
     subject: Subject,
-    targets: Sequence[str],
+    names: Sequence[str],
     answers: Sequence[Answer],
     tolerance: Tolerance,
     text: str,
 ) -> Iterator[OutputError]:
-    for name, answer in zip(targets, answers, strict=True):
+    for name, answer in zip(names, answers, strict=True):
         o, f, noisy, again = answer.original, answer.fused, answer.noisy, answer.again
         if o.shape != f.shape or o.dtype != f.dtype:
             raise _failed(

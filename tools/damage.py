@@ -5,7 +5,8 @@
 Takes fixtures and random models, damages each in one to three ways (`damage_kinds`), and runs
 `fuse`, `check` or `explain` on the file in a process of its own. A run must end with 0 to 3, say at
 most one line per error, raise nothing, take less than 20 s and 2 GB, and leave OUT as it was unless
-it ends with 0. Prints a seed for each run that does not, and exits with 1 if there was one.
+it ends with 0. Quantised, integer and custom models that nothing is done to must come out byte for
+byte. Prints a seed for each run that does not, and exits with 1 if there was one.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tools")]
 
 import damage_files as files  # noqa: E402
+import damage_foreign  # noqa: E402
 import damage_kinds as kinds  # noqa: E402
 from random_graphs import make  # noqa: E402
 
@@ -70,6 +72,8 @@ def damaged(seed: int, folder: Path) -> tuple[bytes, list[str]]:
     model = source(rng)
     names = [name for name, share in files.SHARES.items() for _ in range(share)]
     done = [str(kinds.pick(rng, names)) for _ in range(int(kinds.pick(rng, [1, 1, 1, 2, 3])))]
+    if done[0] == "foreign":  # nothing is done to it, and nothing may be
+        return damage_foreign.foreign(rng).SerializeToString(), ["foreign"]
     for name in done:
         if name in files.KINDS:
             model = files.KINDS[name](rng, model)
@@ -80,6 +84,8 @@ def damaged(seed: int, folder: Path) -> tuple[bytes, list[str]]:
     data = model.SerializeToString()
     if "raw" in done:
         data = files.raw(rng, data or b"x", source(rng).SerializeToString())
+    if "unread" in done:
+        data = files.unread(rng, data, model)
     return data, done
 
 
@@ -141,7 +147,9 @@ def run(seed: int, folder: Path) -> tuple[list[str], str]:
     if peak > MEMORY:
         wrong.append(f"{peak >> 20} MiB")
     if len(words) and words[0] == str(model):
-        wrong += _files(code, out, data if seed % 2 else None, KEPT if seed % 2 else None)
+        wrong += _files(code, out, KEPT if seed % 2 else None)
+        if done == ["foreign"] and (not out.exists() or out.read_bytes() != data):
+            wrong.append("a model that nothing is to be done to is not copied as it is")
     heard.unlink()
     left = sorted(set(folder.iterdir()) - set(before) - {out})
     if left:
@@ -164,7 +172,7 @@ def _wrong(code: object, heard: str) -> list[str]:
     return list(dict.fromkeys(wrong))
 
 
-def _files(code: object, out: Path, data: bytes | None, kept: bytes | None) -> list[str]:
+def _files(code: object, out: Path, kept: bytes | None) -> list[str]:
     held = out.read_bytes() if out.exists() else None
     if code != 0:
         return [] if held == kept else ["OUT was touched"]

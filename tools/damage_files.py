@@ -162,12 +162,55 @@ def raw(rng: Rng, data: bytes, other: bytes) -> bytes:
     return bytes(held)
 
 
+def unread(rng: Rng, data: bytes, model: onnx.ModelProto) -> bytes:
+    """A name that is not UTF-8, wherever it stands."""
+    graph = model.graph
+    found = [*(n for node in graph.node for n in (node.name, *node.input, *node.output)),
+             *(tensor.name for tensor in graph.initializer), graph.name]  # fmt: skip
+    name = pick(rng, [n.encode("utf-8", "replace") for n in found if n] or [b"x"])
+    place = int(rng.integers(len(name)))
+    bad = name[:place] + pick(rng, [b"\xff", b"\xc3", b"\x80"]) + name[place + 1 :]
+    return data.replace(bytes([len(name) % 256]) + name, bytes([len(name) % 256]) + bad)
+
+
+def order(rng: Rng, model: onnx.ModelProto) -> onnx.ModelProto:
+    """Nodes in any order, or backwards; now and then a cycle through two of them."""
+    nodes = list(model.graph.node)
+    places = rng.permutation(len(nodes)) if rng.random() < 0.5 else range(len(nodes) - 1, -1, -1)
+    kept = [onnx.NodeProto.FromString(nodes[int(i)].SerializeToString()) for i in places]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    able = [node for node in model.graph.node if node.input and node.output]
+    if able and rng.random() < 0.3:
+        first, second = pick(rng, able), pick(rng, able)
+        first.input[0], second.input[0] = second.output[0], first.output[0]
+    return model
+
+
+def twice(rng: Rng, model: onnx.ModelProto) -> onnx.ModelProto:
+    """A name that two tensors, two nodes or two results share."""
+    graph, how = model.graph, int(rng.integers(4))
+    if how == 0 and graph.initializer:
+        graph.initializer.add().CopyFrom(pick(rng, graph.initializer))
+    elif how == 1 and len(graph.initializer) > 1:
+        pick(rng, graph.initializer).name = pick(rng, graph.initializer).name
+    elif how == 2 and graph.node:
+        pick(rng, graph.node).name = pick(rng, graph.node).name
+    else:
+        able = [node for node in graph.node if node.output]
+        if able:
+            pick(rng, able).output[0] = pick(rng, able).output[0]
+    return model
+
+
 KINDS: dict[str, Callable[[Rng, onnx.ModelProto], onnx.ModelProto]] = {
     "field": any_field, "tensor": a_tensor, "attribute": an_attribute, "node": a_node,
     "shape": a_shape, "versions": versions, "interface": interface, "bomb": bomb, "depth": depth,
+    "order": order, "twice": twice,
 }  # fmt: skip
 SHARES = {
     "field": 6, "tensor": 5, "attribute": 6, "node": 6, "shape": 4, "versions": 1, "interface": 2,
     "bomb": 1, "depth": 1, "graft": 1, "external": 2, "raw": 2,
+    "order": 1, "twice": 1, "unread": 1, "foreign": 1,
 }  # fmt: skip
 """How often each kind is drawn."""

@@ -266,3 +266,28 @@ def test_what_may_be_left_out_is() -> None:
     _, report = onnxfuse.fuse(built)
     assert report.verification is not None
     assert report.verification.status == "passed"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("a = AveragePool<kernel_shape = [1,1]>(e)", "its input has no channels"),
+        ("a = ScatterND(x, one, ones)", "its indices do not fit its input"),
+        ("a = ScatterND(x, deep, ones)", "its indices do not fit its input"),
+        ("a = ScatterND(x, rows, ones)", "its updates do not fit its indices"),
+        ("a = ScatterND(x, rows, short)", "its updates do not fit its indices"),
+        ("a = ScatterElements(x, one, ones)", "its indices do not fit its input"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_malformed(line: str, words: str) -> None:
+    stored = {
+        "one": np.array(0), "deep": np.zeros((1, 5), np.int64), "ones": np.ones(3, np.float32),
+        "rows": np.array([[0]]), "short": np.zeros((1, 4, 8, 7), np.float32),
+    }  # fmt: skip
+    built = model(
+        f"(float[1,4,8,8] x, float[1,0,8,8] e) => (float[] a) {{ {line} }}",
+        **{name: value for name, value in stored.items() if name in line},
+    )
+    (refusal,) = onnxfuse.plan(built).refusals
+    assert refusal.code == "malformed"
+    assert refusal.text == words

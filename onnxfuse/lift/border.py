@@ -32,7 +32,14 @@ def lift_scatter_nd(node: Node, view: View) -> Lifted | Refusal | None:
     indices, updates = view.constants.value(indices_name), view.constants.value(updates_name)
     if indices is None or updates is None:
         return Refusal(Code.SIZE, "its indices or updates are too large to compute")
+    if indices.ndim == 0 or indices.shape[-1] > len(shape):
+        return Refusal(Code.MALFORMED, "its indices do not fit its input")
     depth = indices.shape[-1]
+    wanted = (*indices.shape[:-1], *shape[depth:])
+    if len(wanted) != updates.ndim or any(
+        size not in (None, given) for size, given in zip(wanted, updates.shape, strict=True)
+    ):
+        return Refusal(Code.MALFORMED, "its updates do not fit its indices")
     sizes = shape[:depth]
     if None in sizes or indices.size == 0:
         return unknown_shape(data)

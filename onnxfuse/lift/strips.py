@@ -110,6 +110,8 @@ def lift_scatter_elements(node: Node, view: View) -> Lifted | Refusal | None:
     size = int(shape[axis] or 0)
     indices = np.asarray(view.constants.value(indices_name))
     updates = np.asarray(view.constants.value(updates_name)).astype(np.float64)
+    if indices.ndim != len(shape):
+        return Refusal(Code.MALFORMED, "its indices do not fit its input")
     wanted = [*shape]
     wanted[axis] = indices.shape[axis]
     if not indices.size or list(indices.shape) != wanted or updates.shape != indices.shape:

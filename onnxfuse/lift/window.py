@@ -108,6 +108,8 @@ def lift_average_pool(node: Node, view: View) -> Lifted | Refusal | None:
     shape = view.shape(node.inputs[0])
     if shape is None or shape[1] is None:
         return unknown_shape(node.inputs[0])
+    if not shape[1]:
+        return Refusal(Code.MALFORMED, "its input has no channels")
     kernel = node.attributes.get("kernel_shape", [])
     if len(kernel) != len(shape) - 2 or min(kernel, default=0) < 1:
         return Refusal(Code.MALFORMED, "kernel_shape does not fit its input")

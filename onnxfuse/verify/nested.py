@@ -18,7 +18,8 @@ from onnxfuse.model import walk
 from onnxfuse.model.graph import Node, all_names
 from onnxfuse.model.scopes import Scope, Step, at, callee, captures, names
 from onnxfuse.model.tensors import FLOATS
-from onnxfuse.verify.session import UNITS, noise
+from onnxfuse.verify.noise import noise
+from onnxfuse.verify.session import UNITS
 
 BOTH = (("", (False, False)), (", then branches", (True, True)), (", else branches", (True, False)))
 """The runs where branches are steered: what is said of each, whether it is, and which way."""
@@ -122,7 +123,7 @@ def shaken(model: onnx.ModelProto, bodies: Sequence[Body], switch: str) -> None:
     for body in sorted(bodies, key=lambda body: -len(body.path)):  # what holds it is renamed later
         proto = _at(model, body)
         if proto is not None:
-            _shake(proto, body, fresh, switch, _opset(model, body) < 9)
+            _shake(proto, body, fresh, switch, _opset(model, body))
     _hand_on(model, {body.function for body in bodies if body.function is not None}, switch)
 
 
@@ -138,7 +139,7 @@ def _maker(used: set[str]) -> Callable[[str], str]:
     return fresh
 
 
-def _shake(proto: Any, body: Body, fresh: Callable[[str], str], switch: str, old: bool) -> None:
+def _shake(proto: Any, body: Body, fresh: Callable[[str], str], switch: str, opset: int) -> None:
     """Noise on what the regions of one body read and write."""
     levels: dict[str, float] = {}
     shifts: dict[str, float] = {}
@@ -152,9 +153,7 @@ def _shake(proto: Any, body: Body, fresh: Callable[[str], str], switch: str, old
     read: dict[str, str] = {}
     for name in sorted(levels.keys() - made):
         read[name] = fresh(f"{name}/disturbed")
-        before += noise(
-            fresh, switch, name, read[name], levels[name], body.types[name], 0.0, old=old
-        )
+        before += noise(fresh, switch, name, read[name], levels[name], body.types[name], 0.0, opset)
     nodes = []
     for node in proto.node:
         node.input[:] = [read.get(name, name) for name in node.input]
@@ -164,7 +163,7 @@ def _shake(proto: Any, body: Body, fresh: Callable[[str], str], switch: str, old
         for name, source in calm.items():
             shift = shifts.get(name, 0.0)
             nodes += noise(
-                fresh, switch, source, name, levels[name], body.types[name], shift, old=old
+                fresh, switch, source, name, levels[name], body.types[name], shift, opset
             )
     nodes = before + nodes
     del proto.node[:]

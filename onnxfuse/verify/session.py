@@ -1,26 +1,21 @@
-"""What onnxruntime is asked: sessions without optimisations, seeded inputs, and noise on tensors.
+"""What onnxruntime is asked: sessions without optimisations, and seeded inputs.
 
-It knows models and feeds, and nothing of what results are compared for. Noise is as large as
-rounding; the model has a switch for it, and with the switch off every tensor is the model's own.
+It knows models and feeds, and nothing of what results are compared for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import repeat
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from onnxfuse.model import holes
-from onnxfuse.model.graph import Graph
 from onnxfuse.model.shapes import Shape
-from onnxfuse.model.splice import fresh_names
 from onnxfuse.model.tensors import dtype_of
 
 FACTOR = 16.0
@@ -34,8 +29,7 @@ LARGEST = 1 << 28
 """Elements of the largest input that is drawn."""
 FEW = range(4)
 """The integers that are drawn where nothing else is known or asked for."""
-SWITCH = "onnxfuse/disturb"
-"""The graph input that turns the noise on, where the model has no tensor of that name."""
+
 
 KINDS = {
     "tensor(float)": TensorProto.FLOAT,
@@ -159,124 +153,3 @@ def _random(generator: np.random.Generator, shape: tuple[int, ...], kind: int, a
 def rms(array: Any) -> float:
     """The root of the mean square; zero of nothing."""
     return float(np.sqrt(np.mean(np.square(array)))) if array.size else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Disturbed:
-    """A model with noise on some tensors where its boolean input ``switch`` is true."""
-
-    model: onnx.ModelProto
-    switch: str
-
-
-def disturbed(
-    model: onnx.ModelProto,
-    graph: Graph,
-    levels: Mapping[str, float],
-    types: Mapping[str, int],
-    seeds: Iterable[float] = repeat(1.0),
-    shifts: Mapping[str, float] | None = None,
-) -> Disturbed:
-    """A copy of ``model`` whose tensors named in ``levels`` vary by that much of themselves.
-
-    Those in ``shifts`` also vary by so much outright. ``graph`` is the model's index. Tensors of
-    equal shape vary alike where ``seeds`` repeat.
-    """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    fresh, draw = fresh_names(graph), iter(seeds)
-    noise = _Noise(fresh, fresh(SWITCH), graph.opset < 9)
-    nodes: list[onnx.NodeProto] = []
-    read: dict[str, str] = {}
-    for name in sorted(levels.keys() & {value.name for value in copy.graph.input}):
-        read[name] = fresh(f"{name}/disturbed")
-        nodes += noise.nodes(name, read[name], levels[name], types[name], next(draw), 0.0)
-    for node in copy.graph.node:
-        if any(name in read for name in node.input):
-            node.input[:] = [read.get(name, name) for name in node.input]
-        calm = {out: fresh(f"{out}/calm") for out in node.output if out in levels}
-        if calm:
-            node.output[:] = [calm.get(out, out) for out in node.output]
-        nodes.append(node)
-        for name, source in calm.items():
-            shift = (shifts or {}).get(name, 0.0)
-            nodes += noise.nodes(source, name, levels[name], types[name], next(draw), shift)
-    del copy.graph.node[:]
-    copy.graph.node.extend(nodes)
-    copy.graph.input.append(helper.make_tensor_value_info(noise.switch, TensorProto.BOOL, []))
-    return Disturbed(copy, noise.switch)
-
-
-@dataclass(frozen=True, slots=True)
-class _Noise:
-    """``target = source · N(1, level) + N(0, shift)`` where the switch is on; infinities stay.
-
-    ``old`` operator sets have no Where, and onnxruntime has none for bfloat16; there the factor is
-    raised to the power of the switch.
-    """
-
-    fresh: Callable[[str], str]
-    switch: str
-    old: bool
-
-    def nodes(
-        self, source: str, target: str, level: float, kind: int, seed: float, shift: float
-    ) -> Iterator[onnx.NodeProto]:
-        wide, factor, product = (
-            self.fresh(f"{target}/{part}") for part in ("wide", "factor", "product")
-        )
-        width = TensorProto.DOUBLE if kind == TensorProto.DOUBLE else TensorProto.FLOAT
-        yield helper.make_node("Cast", [source], [wide], to=width)
-        yield helper.make_node(
-            "RandomNormalLike", [wide], [factor], dtype=width, mean=1.0, scale=level, seed=seed
-        )
-        if self.old or kind == TensorProto.BFLOAT16:
-            power, heard = self.fresh(f"{target}/power"), self.fresh(f"{target}/heard")
-            yield helper.make_node("Cast", [self.switch], [power], to=width)
-            yield helper.make_node("Pow", [factor, power], [heard])
-            yield helper.make_node("Mul", [wide, heard], [product])
-            if shift:
-                product = yield from self._shifted(product, target, shift, width, seed, power)
-            yield helper.make_node("Cast", [product], [target], to=kind)
-            return
-        narrow = self.fresh(f"{target}/narrow")
-        yield helper.make_node("Mul", [wide, factor], [product])
-        if shift:
-            product = yield from self._shifted(product, target, shift, width, seed, "")
-        yield helper.make_node("Cast", [product], [narrow], to=kind)
-        yield helper.make_node("Where", [self.switch, narrow, source], [target])
-
-    def _shifted(
-        self, source: str, target: str, shift: float, width: int, seed: float, power: str
-    ) -> Generator[onnx.NodeProto, None, str]:
-        """``source`` plus noise of size ``shift``, times ``power`` where that is given.
-
-        onnxruntime ends the process where the size is not a positive float32.
-        """
-        if not np.finfo(np.float32).tiny <= shift <= np.finfo(np.float32).max:
-            return source
-        noise, total = self.fresh(f"{target}/shift"), self.fresh(f"{target}/shifted")
-        yield helper.make_node(
-            "RandomNormalLike", [source], [noise], dtype=width, scale=shift, seed=seed + 0.5
-        )
-        if power:
-            heard = self.fresh(f"{target}/heard_shift")
-            yield helper.make_node("Mul", [noise, power], [heard])
-            noise = heard
-        yield helper.make_node("Add", [source, noise], [total])
-        return total
-
-
-def noise(
-    fresh: Callable[[str], str],
-    switch: str,
-    source: str,
-    target: str,
-    level: float,
-    kind: int,
-    shift: float,
-    *,
-    old: bool,
-) -> list[onnx.NodeProto]:
-    """The nodes that make ``target`` of ``source`` with noise of ``level`` where a switch is on."""
-    return list(_Noise(fresh, switch, old).nodes(source, target, level, kind, 1.0, shift))

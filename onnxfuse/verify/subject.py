@@ -17,8 +17,9 @@ from onnxfuse.model.graph import Graph, Node
 from onnxfuse.model.splice import fresh_names
 from onnxfuse.model.tensors import FLOATS
 from onnxfuse.verify.nested import Body, captured, jumps, shaken, steered
+from onnxfuse.verify.noise import SWITCH, Disturbed, disturbed
 from onnxfuse.verify.pairing import Tolerance
-from onnxfuse.verify.session import SWITCH, UNITS, Disturbed, disturbed
+from onnxfuse.verify.session import UNITS
 
 # Operators with jumps; those that give integers or booleans (ArgMax, Greater …) need no entry.
 DISCONTINUOUS = {

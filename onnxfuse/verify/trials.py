@@ -14,13 +14,13 @@ from onnxfuse.model import io
 from onnxfuse.model.graph import Graph
 from onnxfuse.model.shapes import infer
 from onnxfuse.verify.judge import MEND, Answers
+from onnxfuse.verify.noise import disturbed
 from onnxfuse.verify.pairing import Pair
 from onnxfuse.verify.rounding import levels
 from onnxfuse.verify.session import (
     UNITS,
     CannotRunError,
     check_survivable,
-    disturbed,
     kinds,
     line,
     opened,

@@ -291,3 +291,15 @@ def test_sizes_that_do_not_fit_are_malformed(line: str, words: str) -> None:
     (refusal,) = onnxfuse.plan(built).refusals
     assert refusal.code == "malformed"
     assert refusal.text == words
+
+
+def test_two_versions_of_the_operators_are_no_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Onnx takes the last version for the model's, and others the first."""
+    built = based()
+    built.opset_import.append(helper.make_opsetid("ai.onnx", 12))
+    assert "imports both version 12 and 17" in ends(built, 2, tmp_path, capsys)
+    built.opset_import[-1].version = 17
+    _, report = onnxfuse.fuse(built, verify=False)
+    assert report.changed

@@ -111,10 +111,12 @@ class Graph:
     @cached_property
     def opset(self) -> int:
         """The version of the default operator set."""
-        for entry in self.model.opset_import:
-            if entry.domain in ("", "ai.onnx"):
-                return int(entry.version)
-        return 0
+        imports = self.model.opset_import
+        found = {int(entry.version) for entry in imports if entry.domain in ("", "ai.onnx")}
+        if len(found) > 1:
+            one, other, *_ = sorted(found)
+            raise InputError(f"the model imports both version {one} and {other} of its operators")
+        return found.pop() if found else 0
 
     def _sorted(self) -> list[Node]:
         known = self.inputs_set | self.initializers.keys() | self.sparse

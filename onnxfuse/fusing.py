@@ -257,7 +257,16 @@ def _verify_whole(
     base = None if loaded.base is None else str(loaded.base.resolve())
     approximate = any(record.approximate for records in proved for record in records)
     subject = Subject(
-        loaded.model, done.model, graph, found.types, regions, base, approximate, bodies, floats
+        loaded.model,
+        done.model,
+        graph,
+        found.types,
+        regions,
+        base,
+        approximate,
+        bodies,
+        floats,
+        done.before.macs,
     )
     return verify(subject, options, lambda text: progress(f"running {text}", 0, 0))
 

@@ -186,7 +186,8 @@ def _verified(path: str, report: Report) -> Iterator[Verdict]:
     found = report.verification
     assert found is not None
     status = "passed" if found.status == "passed" else "noted"
-    yield Verdict(path, "whole model in onnxruntime", status, found.status)
+    text = f"{found.status} in {found.oracle}" if found.oracle else found.status
+    yield Verdict(path, "whole model", status, text)
 
 
 def _compared(found: Compared) -> Iterator[Verdict]:

@@ -213,12 +213,14 @@ class Verification:
     """The whole-model run: ``status`` is passed, approximate, skipped or not-run.
 
     ``notes`` say why. An approximate run only measures: its outputs differ as far as borders do.
+    ``oracle`` is what computed both models, with its version; empty where nothing did.
     """
 
     status: str
     runs: tuple[str, ...] = ()
     outputs: tuple[OutputError, ...] = ()
     notes: tuple[str, ...] = ()
+    oracle: str = ""
 
 
 @dataclass(frozen=True, slots=True)

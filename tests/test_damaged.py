@@ -303,3 +303,38 @@ def test_two_versions_of_the_operators_are_no_model(
     built.opset_import[-1].version = 17
     _, report = onnxfuse.fuse(built, verify=False)
     assert report.changed
+
+
+def test_a_huge_axis_beside_open_ones_is_shortened_for_the_proof() -> None:
+    built = model(
+        "(float[N,4,S,65537] x) => (float[] y) { a = Conv(x, w) y = Conv(a, v) }",
+        w=(4, 4, 3, 3), v=(4, 4, 1, 1),
+    )  # fmt: skip
+    _, report = onnxfuse.fuse(built, verify=False)
+    (region,) = report.regions
+    assert region.error is not None
+    assert len(region.error.sizes) > 2
+    assert max(shape[3] for shape in region.error.sizes) < 20
+
+
+def test_an_input_that_nobody_could_mean_is_not_drawn() -> None:
+    built = model(
+        "(float[1,4,8,2097153] x) => (float[] y) { a = Conv(x, w) y = Conv(a, w) }", w=(4, 4, 1, 1)
+    )
+    _, report = onnxfuse.fuse(built)
+    assert report.changed
+    assert report.verification is not None
+    assert report.verification.notes == ("input 'x' is too large to draw",)
+
+
+def test_integers_that_another_layout_adds_up_get_no_noise() -> None:
+    built = model(
+        """(float[1,4,8,8] x) => (float[] y) { a = Conv(x, w) t = Transpose<perm = [0,2,3,1]>(a)
+            c = Cast<to = 6>(t) r = ReduceMean<axes = [1,2], keepdims = 1>(c) s = Add(c, r)
+            d = Cast<to = 1>(s) u = Transpose<perm = [0,3,1,2]>(d) y = Conv(u, w) }""",
+        w=(4, 4, 3, 3),
+    )  # fmt: skip
+    fused, report = onnxfuse.fuse(built)
+    assert "Transpose" not in [node.op_type for node in fused.graph.node]
+    assert report.verification is not None
+    assert report.verification.status == "passed"

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from onnxfuse.outcome import Compared, Examined, Outcome
-from onnxfuse.records import Counts, Kept, RegionReport
+from onnxfuse.records import Counts, Kept, RegionReport, Verification
 from onnxfuse.report.names import clean, number, plural, totals
 
 MOST = 200
@@ -94,9 +94,24 @@ def _file(file: Examined) -> Iterator[str]:
         yield from _table(("Node", "Why", "What to do"), map(_kept, report.refusals[:MOST]))
         yield from _more(len(report.refusals))
     if report.verification is not None:
-        yield from (f"Whole model in onnxruntime: {plain(report.verification.status)}", "")
+        yield from _verified(report.verification)
     for note in report.notes:
         yield from (f"Note: {plain(note)}", "")
+
+
+def _verified(found: Verification) -> Iterator[str]:
+    """The run of the whole model, with what is allowed beside what was measured."""
+    oracle = f" in {plain(found.oracle)}" if found.oracle else ""
+    yield from (f"Whole model{oracle}: {plain(found.status)}", "")
+    if found.outputs:
+        yield from _table(
+            ("Output", "Relative RMS difference", "Allowed"),
+            (
+                (code(out.name), f"{out.rms:.1e}", f"{out.allowed:.1e} {plain(out.text)}".strip())
+                for out in found.outputs[:MOST]
+            ),
+        )
+        yield from _more(len(found.outputs))
 
 
 def _more(count: int) -> Iterator[str]:

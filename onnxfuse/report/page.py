@@ -302,11 +302,11 @@ def verified(found: Verification) -> tuple[Badge, str]:
     """The run of the whole model: a verdict and a sentence."""
     runs = " and ".join(found.runs)
     if found.status == "passed":
-        text = f"Original and fused agree in onnxruntime at {runs}."
+        text = f"Original and fused agree in {found.oracle} at {runs}."
         return Badge("good", "whole model equal"), text
     if found.status == "approximate":
         off = max((output.rms for output in found.outputs), default=0.0)
-        text = f"Outputs differ by up to {off:.1e} relative RMS in onnxruntime, because borders do."
+        text = f"Outputs differ by up to {off:.1e} relative RMS in {found.oracle}, as borders do."
         return Badge("warn", "approximate"), text
     if found.status == "not-run":
         text = "The whole model was not run; the regions' proofs stand."

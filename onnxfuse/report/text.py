@@ -174,12 +174,12 @@ def _show_verification(found: Verification, console: Console) -> None:
                 f"{_allowance(worst)}"
             )
         runs = " and ".join(clean(run) for run in found.runs)
-        console.print(f"Whole model equal in onnxruntime at {runs}{detail}.")
+        console.print(f"Whole model equal in {found.oracle} at {runs}{detail}.")
     elif found.status == "approximate":
         off = max((output.rms for output in found.outputs), default=0.0)
         console.print(
             Text(
-                f"Approximate: outputs differ by up to {off:.1e} relative RMS in onnxruntime, "
+                f"Approximate: outputs differ by up to {off:.1e} relative RMS in {found.oracle}, "
                 "because borders do.",
                 style="yellow",
             )

@@ -145,9 +145,10 @@ def _shake(proto: Any, body: Body, fresh: Callable[[str], str], switch: str, ops
     shifts: dict[str, float] = {}
     for root, (sources, measured, scale) in body.regions.items():
         shifts[root] = measured * scale
-        level = max(measured, UNITS * FLOATS[body.types[root]])
+        level = max(measured, UNITS * FLOATS.get(body.types[root], 0.0))
         for name in (root, *sources):
-            levels[name] = max(level, levels.get(name, 0.0))
+            if body.types.get(name) in FLOATS:  # what moves integers moves them exactly
+                levels[name] = max(level, levels.get(name, 0.0))
     made = {out for node in proto.node for out in node.output}
     before: list[onnx.NodeProto] = []
     read: dict[str, str] = {}

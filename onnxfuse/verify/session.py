@@ -25,8 +25,8 @@ UNITS = 4.0
 SIZES = ((1, 32), (2, 45))
 """Batch and other dynamic dimensions of the two runs where sizes are dynamic."""
 SEED = 7
-LARGEST = 1 << 28
-"""Elements of the largest input that is drawn."""
+LARGEST = 1 << 26
+"""Elements of the largest input that is drawn: half a gigabyte as they are drawn."""
 FEW = range(4)
 """The integers that are drawn where nothing else is known or asked for."""
 
@@ -39,14 +39,21 @@ KINDS = {
 }
 """What onnxruntime calls the types that are rounded."""
 
+EXCHANGES = "onnxruntime exchanges no bfloat16 with Python"
 NO_ARRAY = ("No corresponding Numpy type", "can't be converted to MLDataType")
 """What onnxruntime says of an output and of an input that NumPy has no type for."""
+
+NAME = f"onnxruntime {ort.__version__}"
 
 ort.set_default_logger_severity(4)
 
 
 class CannotRunError(Exception):
-    """onnxruntime does not load a model."""
+    """A runtime does not load a model."""
+
+
+class NoKernelError(CannotRunError):
+    """onnxruntime knows an operator, and has nothing that computes it for its types."""
 
 
 def opened(model: onnx.ModelProto | bytes | str, base: str | None) -> ort.InferenceSession:
@@ -66,8 +73,16 @@ def opened(model: onnx.ModelProto | bytes | str, base: str | None) -> ort.Infere
     try:
         source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except ort.capi.onnxruntime_pybind11_state.NotImplemented as error:
+        raise NoKernelError(line(error)) from error
     except Exception as error:
         raise CannotRunError(line(error)) from error
+
+
+def check_exchangeable(session: ort.InferenceSession) -> None:
+    """Raises `NoKernelError` where an input or output is of a type that Python cannot hand over."""
+    if any(v.type == "tensor(bfloat16)" for v in (*session.get_inputs(), *session.get_outputs())):
+        raise NoKernelError(EXCHANGES)
 
 
 def check_survivable(model: onnx.ModelProto) -> None:
@@ -94,7 +109,7 @@ def line(error: Exception) -> str:
     """The first line of an error, which is what fits into a report."""
     lines = str(error).strip().splitlines()
     if lines and any(words in lines[0] for words in NO_ARRAY):
-        return "onnxruntime exchanges no bfloat16 with Python; cast to float32 in both models"
+        return f"{EXCHANGES}; cast to float32 in both models"
     return lines[0][:300] if lines else type(error).__name__
 
 

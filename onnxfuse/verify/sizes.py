@@ -58,7 +58,14 @@ def proof_sizes(replacement: Replacement, view: View) -> Iterator[Sizes]:
         for size in range(1, min(max(least, default=1), 12)):
             yield {
                 name: s.standing(
-                    (batches[name], s.channels, *(size if n is None else n for n in s.lengths))
+                    (
+                        batches[name],
+                        s.channels,
+                        *(
+                            size if n is None else options[0]
+                            for n, options in zip(s.lengths, shapes[name], strict=True)
+                        ),
+                    )
                 )
                 for name, s in sources.items()
             }

@@ -32,6 +32,7 @@ class Subject:
     """The two models, the original's index, what was fused where, and its measured error.
 
     ``bodies`` are the fused graphs below the main one; ``floats`` the rounded tensors of any graph.
+    ``macs`` is the original's work.
     """
 
     original: onnx.ModelProto
@@ -43,6 +44,7 @@ class Subject:
     approximate: bool = False
     bodies: Sequence[Body] = ()
     floats: Container[str] = ()
+    macs: int = 0
 
 
 def targets(subject: Subject, tolerance: Tolerance) -> tuple[list[str], list[str]]:
@@ -135,9 +137,10 @@ def _disturbable(subject: Subject, names: Sequence[str]) -> tuple[Disturbed, tup
     for root, (sources, measured, scale) in subject.regions.items():
         measured = measured if np.isfinite(measured) else 0.0  # noqa: PLW2901 - of no weights
         shifts[root] = measured * scale
-        level = max(measured, UNITS * FLOATS[subject.types[root]])
+        level = max(measured, UNITS * FLOATS.get(subject.types[root], 0.0))
         for name in (root, *sources):
-            levels[name] = max(level, levels.get(name, 0.0))
+            if subject.types.get(name) in FLOATS:  # what moves integers moves them exactly
+                levels[name] = max(level, levels.get(name, 0.0))
     exposed = _exposed(subject.original, names, subject.types)
     steering: tuple[str, ...] = ()
     if subject.bodies:

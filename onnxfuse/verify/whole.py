@@ -1,5 +1,7 @@
 """The wiring check: original and fused model side by side in onnxruntime, unoptimised.
 
+Models of types that onnxruntime lacks kernels for run in onnx's reference evaluator instead.
+
 The regions are proved one by one; this run finds what joins them wrongly. The difference at each
 output is judged against what rounding in those regions does to the original: the original is run
 again with every region's inputs and output disturbed by a few units of roundoff (or by the
@@ -23,19 +25,33 @@ from onnxfuse.errors import InputError, ProofError
 from onnxfuse.model.tensors import FLOATS
 from onnxfuse.options import Options
 from onnxfuse.records import OutputError, Verification
+from onnxfuse.verify import reference
 from onnxfuse.verify.given import matched
 from onnxfuse.verify.judge import Bounds
 from onnxfuse.verify.nested import BOTH
 from onnxfuse.verify.pairing import Tolerance
-from onnxfuse.verify.session import FACTOR, SEED, UNITS, CannotRunError, feeds, line, rms, written
+from onnxfuse.verify.session import (
+    FACTOR,
+    NAME,
+    SEED,
+    UNITS,
+    CannotRunError,
+    NoKernelError,
+    check_exchangeable,
+    feeds,
+    line,
+    rms,
+    written,
+)
 from onnxfuse.verify.session import opened as _session
 from onnxfuse.verify.subject import Subject, models, targets
 
 
 @dataclass(frozen=True, slots=True)
 class _Sides:
-    """Both models as sessions; the fused one may be the reason why it is none."""
+    """Both models in one runtime, and its name; the fused may be the reason why it is none."""
 
+    oracle: str
     original: Any
     fused: Any
     switch: str
@@ -72,7 +88,7 @@ def verify(
         except _RejectedError as error:
             if options.input_data is not None and not how:
                 raise InputError(f"the model rejects the input data: {error}") from error
-            notes.append(f"the original rejects {text}: {error}")
+            notes.append(f"{sides.oracle}: the original rejects {text}: {error}")
             continue
         for found in _compare(subject, names, answers, tolerance, text):
             if found.name not in worst or found.rms > worst[found.name].rms:
@@ -83,23 +99,38 @@ def verify(
     notes = [*_unseen(subject, names, hidden), *notes]
     if options.input_data is not None and not worst:
         notes.append("no output holds a finite number there, so nothing was compared")
-        return Verification("not-run", tuple(runs), notes=tuple(notes))
+        return Verification("not-run", tuple(runs), (), tuple(notes), sides.oracle)
     status = "approximate" if subject.approximate else "passed"
-    return Verification(status, tuple(runs), tuple(worst.values()), tuple(notes))
+    return Verification(status, tuple(runs), tuple(worst.values()), tuple(notes), sides.oracle)
 
 
 def _sides(subject: Subject, names: Sequence[str]) -> _Sides:
     """Both models loaded. Raises `CannotRunError` where the original is not."""
     noisy, exposed, steering = models(subject, names)
+    opened: Callable[[onnx.ModelProto, str | None], Any] = _session
+    oracle = NAME
     try:
         original = _session(noisy.model, subject.base)
+        check_exchangeable(original)
+    except NoKernelError as error:
+        try:
+            original = _referred(subject, noisy.model)
+        except CannotRunError as why:
+            raise CannotRunError(f"onnxruntime cannot run this model: {error}; {why}") from why
+        oracle, opened = reference.NAME, reference.opened
     except CannotRunError as error:
         raise CannotRunError(f"onnxruntime cannot run this model: {error}") from error
     try:
-        fused = _session(exposed, subject.base)
+        fused = opened(exposed, subject.base)
     except CannotRunError as error:
         fused = error  # our fault if the original does more than load
-    return _Sides(original, fused, noisy.switch, steering)
+    return _Sides(oracle, original, fused, noisy.switch, steering)
+
+
+def _referred(subject: Subject, noisy: onnx.ModelProto) -> reference.Reference:
+    """The original in onnx's own evaluator."""
+    reference.check_fit(subject.graph, subject.macs)
+    return reference.opened(noisy, subject.base)
 
 
 def _answers(
@@ -116,7 +147,7 @@ def _answers(
         raise _RejectedError(line(error)) from error
     if isinstance(sides.fused, CannotRunError):
         raise ProofError(
-            f"onnxruntime runs the original but does not load the fused model ({sides.fused}); "
+            f"{sides.oracle} runs the original but not the fused model ({sides.fused}); "
             "please report this"
         ) from sides.fused
     try:

@@ -6,8 +6,9 @@ The regions are proved one by one; this run finds what joins them wrongly. The d
 output is judged against what rounding in those regions does to the original: the original is run
 again with every region's inputs and output disturbed by a few units of roundoff (or by the
 region's measured error, where that is larger), and the fused model may differ by ``FACTOR``
-times that response. Tensors behind discontinuous operators are not compared; what enters those
-operators is. Bodies are disturbed where they were fused (see `onnxfuse.verify.nested`).
+times that response, or ``NARROW`` times in half precision. Tensors behind discontinuous operators
+are not compared; what enters those operators is. Bodies are disturbed where they were fused (see
+`onnxfuse.verify.nested`).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from onnxfuse.verify.pairing import Tolerance
 from onnxfuse.verify.session import (
     FACTOR,
     NAME,
+    NARROW,
     SEED,
     UNITS,
     CannotRunError,
@@ -240,8 +242,9 @@ def _compare(
             raise _failed(subject, name, text)
         reference, fused, heard, chance = (array[calm] for array in wide)
         scale = rms(reference) or 1.0
-        floor = UNITS * FLOATS[subject.types.get(name, TensorProto.FLOAT)]
-        allowed = FACTOR * max(rms(heard - reference) / scale, floor)
+        unit = FLOATS[subject.types.get(name, TensorProto.FLOAT)]
+        floor = UNITS * unit
+        allowed = (NARROW if unit > 2**-20 else FACTOR) * max(rms(heard - reference) / scale, floor)
         allowed += 4 * rms(chance - reference) / scale
         error = rms(fused - reference) / scale
         if not error <= allowed and not subject.approximate:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import onnx
@@ -15,12 +16,16 @@ from onnxfuse.errors import InputError, within
 from onnxfuse.layout import Relaid
 from onnxfuse.model import freeze, io, tensors
 from onnxfuse.model.freeze import Changes
+from onnxfuse.model.shapes import Shape
 from onnxfuse.options import Options, Progress
 from onnxfuse.records import Kept, RegionError, RegionReport, Report, Verification
 from onnxfuse.refusal import Code
 from onnxfuse.rounds import Pass, Rounds, size_of
 from onnxfuse.scopes import Work, counted, work
 from onnxfuse.version import __version__
+
+WATCHED = 2**24
+"""Elements of regions' results that are held in memory, some times over, to be compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,8 +272,24 @@ def _verify_whole(
         bodies,
         floats,
         done.before.macs,
+        _watched(regions, found.nominal),
     )
     return verify(subject, options, lambda text: progress(f"running {text}", 0, 0))
+
+
+def _watched(regions: Iterable[str], shapes: Mapping[str, Shape]) -> list[str]:
+    """The results of regions to look at in the run of the whole model, the small ones first."""
+    sizes = {
+        name: prod(size or 1 for size in shape)
+        for name in regions
+        if (shape := shapes.get(name)) is not None
+    }
+    found, room = [], WATCHED
+    for name in sorted(sizes, key=lambda name: sizes[name]):
+        room -= sizes[name]
+        if room >= 0:
+            found.append(name)
+    return found
 
 
 def _places(

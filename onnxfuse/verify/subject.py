@@ -32,7 +32,8 @@ class Subject:
     """The two models, the original's index, what was fused where, and its measured error.
 
     ``bodies`` are the fused graphs below the main one; ``floats`` the rounded tensors of any graph.
-    ``macs`` is the original's work.
+    ``macs`` is the original's work. ``watched`` are the results of regions that memory allows to
+    look at.
     """
 
     original: onnx.ModelProto
@@ -45,12 +46,15 @@ class Subject:
     bodies: Sequence[Body] = ()
     floats: Container[str] = ()
     macs: int = 0
+    watched: Sequence[str] = ()
 
 
-def targets(subject: Subject, tolerance: Tolerance) -> tuple[list[str], list[str]]:
-    """Tensors to compare, and the outputs that are not because they depend on a choice.
+def targets(subject: Subject, tolerance: Tolerance) -> tuple[list[str], list[str], list[str]]:
+    """Tensors to compare, the outputs that are not because they depend on a choice, and more.
 
-    An output that a tolerance names is compared whatever it depends on.
+    An output that a tolerance names is compared whatever it depends on. The third are results of
+    regions: where they stand no softmax or sigmoid hides what is wrong with them. They are left
+    out where a difference is expected or allowed by somebody.
     """
     graph = subject.graph
     produced = {out for node in subject.fused.graph.node for out in node.output}
@@ -78,7 +82,13 @@ def targets(subject: Subject, tolerance: Tolerance) -> tuple[list[str], list[str
             for n in entering
             if n not in floats and subject.types.get(n, 0) in FLOATS and n in produced
         ]
-    return floats or list(graph.outputs), hidden
+    inner = [
+        name
+        for name in subject.watched
+        if name in produced and name not in tainted and name not in floats
+    ]
+    lenient = subject.approximate or tolerance.rtol or tolerance.atol
+    return floats or list(graph.outputs), hidden, [] if lenient else inner
 
 
 def _discontinuous(node: Node, read: Sequence[str], types: Mapping[str, int]) -> bool:

@@ -1,0 +1,120 @@
+"""The bound of the whole run: ill-conditioned models pass, and wrong ones fail."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto
+from onnx_text import model
+
+from onnxfuse.cli import main
+from onnxfuse.model import tensors
+
+CHANNELS = 8
+
+
+def chain(
+    depth: int, gain: float, tail: str = "y = Identity(LAST)", half: bool = False
+) -> ModelProto:
+    """RepVGG blocks one after the other, each with a normalisation of a gain, and Tanh between.
+
+    Each block's result is the difference of large terms: what is rounded before grows by the gain.
+    """
+    draw = np.random.default_rng(3)
+    lines, stored, last = [], {}, "x"
+    kind = np.float16 if half else np.float32
+
+    def store(name: str, array: Any) -> str:
+        stored[name] = np.asarray(array).astype(kind)
+        return name
+
+    for i in range(depth):
+        w = store(f"w{i}", draw.standard_normal((CHANNELS, CHANNELS, 3, 3)) / 8)
+        v = store(f"v{i}", draw.standard_normal((CHANNELS, CHANNELS, 1, 1)) / 3)
+        sums = [store(f"{n}{i}", a) for n, a in (
+            ("s", gain * (1 + 0.1 * draw.standard_normal(CHANNELS))),
+            ("b", draw.standard_normal(CHANNELS)),
+            ("m", draw.standard_normal(CHANNELS)),
+            ("q", draw.random(CHANNELS) + 0.5))]  # fmt: skip
+        lines.append(
+            f"a{i} = Conv<pads = [1,1,1,1]>({last}, {w}) c{i} = Conv({last}, {v}) "
+            f"d{i} = Add(a{i}, c{i}) e{i} = BatchNormalization(d{i}, {', '.join(sums)}) "
+            f"t{i} = Tanh(e{i})"
+        )
+        last = f"t{i}"
+    name = "float16" if half else "float"
+    text = " ".join(lines) + " " + tail.replace("LAST", last)
+    return model(f"({name}[1,{CHANNELS},10,10] x) => ({name}[] y) {{ {text} }}", **stored)
+
+
+def run(built: ModelProto, folder: Path, *flags: str) -> int:
+    onnx.save(built, folder / "in.onnx")
+    return main([str(folder / "in.onnx"), str(folder / "out.onnx"), *flags])
+
+
+@pytest.fixture
+def off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One entry of each fused kernel is off by a thousandth of the largest, behind the proofs."""
+    honest = tensors.make
+
+    def changed(name: str, array: Any, kind: int) -> Any:
+        array = np.array(array)
+        if array.ndim == 4:
+            array.flat[array.size // 2] += 1e-3 * np.abs(array).max()
+        return honest(name, array, kind)
+
+    monkeypatch.setattr(tensors, "make", changed)
+
+
+SATURATED = {
+    "plain": "y = Identity(LAST)",
+    "sigmoid of -16": "u = Sub(LAST, sixteen) y = Sigmoid(u)",
+    "softmax": "u = Mul(LAST, sixteen) y = Softmax<axis = 1>(u)",
+}
+
+
+def ended(depth: int, gain: float, tail: str, half: bool = False) -> ModelProto:
+    built = chain(depth, gain, SATURATED[tail], half)
+    if "sixteen" in SATURATED[tail]:
+        sixteen = np.array(16, np.float16 if half else np.float32)
+        built.graph.initializer.append(onnx.numpy_helper.from_array(sixteen, "sixteen"))
+    return built
+
+
+@pytest.mark.parametrize("tail", SATURATED)
+@pytest.mark.parametrize(
+    ("depth", "gain"), [(1, 1), (1, 100), (1, 1e4), (3, 100), (6, 10), (2, 1e3)]
+)
+def test_ill_conditioned_is_not_wrong(
+    depth: int, gain: float, tail: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(ended(depth, gain, tail), tmp_path, "--format", "json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["regions"]) == depth
+    assert found["verification"]["status"] == "passed"
+    for output in found["verification"]["outputs"]:
+        assert output["rms"] <= output["allowed"]
+    for region in found["regions"]:
+        assert region["error"]["exact"] <= region["error"]["bound"]
+
+
+@pytest.mark.parametrize("tail", SATURATED)
+@pytest.mark.parametrize(("depth", "gain"), [(1, 1), (1, 100), (1, 1e4), (3, 10), (2, 1e3)])
+def test_wrong_is_not_ill_conditioned(
+    depth: int, gain: float, tail: str, tmp_path: Path, off: None, capsys: Any
+) -> None:
+    assert run(ended(depth, gain, tail), tmp_path) == 3
+    error = capsys.readouterr().err
+    assert "differs by" in error
+    assert "rounding explains" in error
+    assert not (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.parametrize("gain", [1, 30])
+def test_half_precision(gain: float, tmp_path: Path) -> None:
+    assert run(ended(2, gain, "plain", half=True), tmp_path) == 0

@@ -118,3 +118,30 @@ def test_wrong_is_not_ill_conditioned(
 @pytest.mark.parametrize("gain", [1, 30])
 def test_half_precision(gain: float, tmp_path: Path) -> None:
     assert run(ended(2, gain, "plain", half=True), tmp_path) == 0
+
+
+def test_the_bound_is_printed_beside_the_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of one region, and of each with -v; of the whole model; and where it is told elsewhere."""
+    built = ended(2, 100, "plain")
+    assert run(built, tmp_path, "--format", "json") == 0
+    held = json.loads(capsys.readouterr().out)
+    (output,) = held["verification"]["outputs"]
+    errors = [region["error"] for region in held["regions"]]
+    beside = [f"differs by {e['exact']:.1e}, rounding allows {e['bound']:.1e}" for e in errors]
+    worst = max(errors, key=lambda e: e["exact"] / e["bound"])
+    whole = (
+        f"differs by {output['rms']:.1e} relative RMS, rounding explains {output['allowed']:.1e}"
+    )
+    assert run(built, tmp_path, "-v", "--report", str(tmp_path / "page.html")) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    nearest = f"largest difference {worst['exact']:.1e}, rounding allows {worst['bound']:.1e}"
+    for text in (*beside, whole, nearest):
+        assert text in said
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert nearest in page
+    assert f"{output['allowed']:.1e}" in page
+    assert run(built, tmp_path, "--format", "markdown") == 0
+    said = capsys.readouterr().out
+    assert f"{output['rms']:.1e} | {output['allowed']:.1e}" in said

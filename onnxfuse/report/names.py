@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from onnxfuse.records import Counts, RegionReport, Spread
+from onnxfuse.records import Counts, RegionError, RegionReport, Spread
 
 
 def clean(name: str) -> str:
@@ -51,3 +51,8 @@ def spreads(region: RegionReport) -> str:
 def _widest(held: tuple[Spread, ...]) -> str:
     known = [spread.ratio for spread in held if spread.ratio is not None]
     return f"{max(known):.2f}" if known else "–"
+
+
+def nearest(errors: Sequence[RegionError]) -> RegionError:
+    """The error that is nearest to what rounding allows."""
+    return max(errors, key=lambda error: error.exact / error.bound if error.bound else error.exact)

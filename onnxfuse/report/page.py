@@ -16,7 +16,7 @@ from typing import Any
 from onnxfuse.outcome import Examined, Exit, Outcome
 from onnxfuse.records import Kept, Operator, RegionReport, Report, Spread, Verification
 from onnxfuse.report.drawing import draw, group
-from onnxfuse.report.names import clean, number, plural
+from onnxfuse.report.names import clean, nearest, number, plural
 
 OPEN = 2
 """Regions of the first file that are open to begin with."""
@@ -291,10 +291,10 @@ def proof(report: Report) -> str:
         return "There was nothing to prove."
     if not errors:
         return "Nothing was proved: a plan reads no kernel."
-    largest, bound = max(error.exact for error in errors), max(error.bound for error in errors)
+    worst = nearest(errors)
     return (
-        f"{plural(len(errors), 'region')} proved in float64: largest difference {largest:.1e}, "
-        f"rounding allows {bound:.1e}."
+        f"{plural(len(errors), 'region')} proved in float64: largest difference {worst.exact:.1e}, "
+        f"rounding allows {worst.bound:.1e}."
     )
 
 

@@ -12,7 +12,7 @@ from rich.text import Text
 from onnxfuse.outcome import Examined, Outcome
 from onnxfuse.records import Counts, OutputError, RegionReport, Report, Verification
 from onnxfuse.report import listing, tree
-from onnxfuse.report.names import clean, number, shortened, spreads, totals
+from onnxfuse.report.names import clean, nearest, number, shortened, spreads, totals
 
 SHOWN_REFUSALS = 8
 """Places left alone that are listed without ``-v``."""
@@ -74,6 +74,9 @@ def _show_expressions(regions: tuple[RegionReport, ...], console: Console) -> No
         console.print(Text(f"  = {clean(region.expression)}"))
         nodes = ", ".join(clean(node) for node in region.nodes)
         console.print(Text(f"  from {nodes}", style="dim"))
+        if region.error is not None:
+            held = f"differs by {region.error.exact:.1e}, rounding allows {region.error.bound:.1e}"
+            console.print(Text(f"  in float64 {held}", style="dim"))
         if region.ranges and region.ranges_after:
             console.print(Text(f"  {spreads(region)}", style="dim"))
     console.print()
@@ -135,12 +138,11 @@ def _show_refusals(report: Report, console: Console, verbose: bool) -> None:
 def _show_proof(report: Report, console: Console) -> None:
     errors = [region.error for region in report.regions if region.error is not None]
     if errors:
-        worst = max(error.exact for error in errors)
-        bound = max(error.bound for error in errors)
+        worst = nearest(errors)
         console.print(
             f"Proved {len(errors)} region{'s' * (len(errors) > 1)} in float64: largest difference "
-            f"{worst:.1e}, rounding allows {bound:.1e}. Error is the RMS error against float64, "
-            "fused over original."
+            f"{worst.exact:.1e}, rounding allows {worst.bound:.1e}. Error is the RMS error "
+            "against float64, fused over original."
         )
     off = [r.error.border for r in report.regions if r.approximate and r.error is not None]
     if off:

@@ -42,8 +42,8 @@ from random_graphs import make  # noqa: E402
 
 SECONDS = 20.0
 """Of the processor; a machine may be busy otherwise."""
-PATIENCE = 120.0
-"""Seconds after which a process that says nothing is ended."""
+PATIENCE = 600.0
+"""Seconds after which a process that says nothing is ended; on a busy machine they are few."""
 MEMORY, RUNNING = 2 << 30, 6 << 30
 """Bytes a run may take; the second where the model itself is run, which takes what it takes."""
 LIMIT = 16 << 30

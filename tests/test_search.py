@@ -66,3 +66,45 @@ def test_a_dense_block_is_planned_as_it_stands() -> None:
     )  # fmt: skip
     _, report = onnxfuse.fuse(built)
     assert report.after.macs <= report.before.macs
+
+
+def test_a_search_that_tries_very_much_ends_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = ["a0 = Conv<pads = [1,1,1,1]>(x, w0)"]
+    for i in range(1, 6):
+        nodes += [
+            f"b{i} = Conv<pads = [1,1,1,1]>(a{i - 1}, w{i})",
+            f"a{i} = Add(b{i}, a0)",
+        ]
+    text = f"(float[1,4,9,9] x) => (float[] y) {{ {' '.join(nodes)} y = Relu(a5) }}"
+    built = model(text, **{f"w{i}": (4, 4, 3, 3) for i in range(6)})
+    _, codes = fuse(built)
+    assert "size-limit" not in codes
+    monkeypatch.setattr("onnxfuse.planning.search.MAX_EFFORT", 1)
+    _, report = onnxfuse.fuse(built)
+    assert "the search ended" in str(report)
+
+
+def test_concatenated_layers_open_only_what_may_meet() -> None:
+    """Sixteen layers, each over all before it: none is tried in all sums that read it."""
+    nodes, names = [], ["x"]
+    for i in range(16):
+        joined = f"j{i} = Concat<axis = 1>({', '.join(names)})"
+        nodes += [joined, f"r{i} = Relu(j{i})", f"c{i} = Conv(r{i}, w{i})"]
+        names.append(f"c{i}")
+    text = f"(float[1,4,5,5] x) => (float[] y) {{ {' '.join(nodes)} y = Relu(c15) }}"
+    built = model(text, **{f"w{i}": (2, 4 + 2 * i, 1, 1) for i in range(16)})
+    fused, codes = fuse(built)
+    assert fused == built
+    assert "size-limit" not in codes
+
+
+def test_many_parts_of_one_tensor_still_meet() -> None:
+    """Twelve of a Split, each convolved, are groups of one convolution."""
+    parts = ", ".join(f"p{i}" for i in range(12))
+    nodes = [f"{parts} = Split<axis = 1>(x, twos)"]
+    nodes += [f"c{i} = Conv<pads = [1,1,1,1]>(p{i}, w{i})" for i in range(12)]
+    nodes += [f"j = Concat<axis = 1>({', '.join(f'c{i}' for i in range(12))})", "y = Relu(j)"]
+    text = f"(float[1,24,8,8] x) => (float[] y) {{ {' '.join(nodes)} }}"
+    built = model(text, twos=np.full(12, 2), **{f"w{i}": (2, 2, 3, 3) for i in range(12)})
+    fused, _ = fuse(built)
+    assert ops(fused) == ["Conv", "Relu"]

@@ -2,9 +2,10 @@
 
 The estimate is in units of one multiply-accumulate of a well-fed core:
 
-    time = max(w · MACs, 5 · activation bytes)
+    time = max(w · MACs, BYTE_COST · activation bytes)
 
-with ``w = 2`` for depthwise maps, else the waste of padding C/g and O/g to multiples of 16.
+with ``w = DEPTHWISE`` for depthwise maps, else the waste of padding C/g and O/g to multiples of
+`SIMD`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,12 @@ from math import prod
 
 from onnxfuse.algebra.geometry import Geometry
 
-BYTE_COST = 5
+BYTE_COST = 1
+"""Of a byte that is read or written."""
 SIMD = 16
+"""Channels that a core works on at once."""
+DEPTHWISE = 3
+"""Of a multiply-accumulate of a depthwise map. `tools/bench_cost.py` measures all three."""
 UNKNOWN_LENGTH = 32
 """The length assumed where not even a nominal one is known."""
 
@@ -113,7 +118,7 @@ def convolution(
     fan_in = geometry.in_channels // geometry.groups
     fan_out = geometry.out_channels // geometry.groups
     if fan_in == 1:
-        effort = 2 * macs
+        effort = DEPTHWISE * macs
     else:
         padded = _round_up(fan_in) * _round_up(fan_out) * geometry.groups
         effort = padded * prod(geometry.taps) * positions

@@ -11,6 +11,8 @@ from onnxfuse.refusal import Code, Refusal
 
 MAX_GROWTH = 16
 """A form that costs this many times what it was made from is cut where it stands."""
+MAX_CHOICES = 8
+"""Of more operands than this none is left out alone where they cannot all be passed through."""
 MAX_PASSED = 1 << 14
 """What so many steps came to is remembered; neighbours are planned one after the other."""
 
@@ -127,7 +129,7 @@ def _applied(
     names = step.lifted.operands
     known = {name: form for name, form in zip(names, forms, strict=True) if form is not None}
     choices = [frozenset(known)]
-    if len(known) > 1:
+    if 1 < len(known) <= MAX_CHOICES:
         choices += [frozenset(known) - {name} for name in known]
     if known:
         choices.append(frozenset())

@@ -260,10 +260,11 @@ class Problem:
     def original_cost(self, step: Step) -> Cost:
         """What the node costs as it stands in the file (a share, if it has several outputs)."""
         if step.tensor not in self._costs:
-            self._costs[step.tensor] = self._original_cost(step)
+            self._costs[step.tensor] = self.counted(step)
         return self._costs[step.tensor]
 
-    def _original_cost(self, step: Step) -> Cost:
+    def counted(self, step: Step) -> Cost:
+        """The same, counted anew."""
         node = step.node
         if node.op_type in FREE:
             return Cost()

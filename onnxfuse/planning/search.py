@@ -10,22 +10,18 @@ nothing, and one that is needed anyway is free to read.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 from onnxfuse.algebra.joining import Concat
 from onnxfuse.algebra.laws import Sum
 from onnxfuse.algebra.layouts import Permute
 from onnxfuse.planning.cost import Cost
 from onnxfuse.planning.problem import Problem
-from onnxfuse.planning.region import (
-    Region,
-    blocked,
-    conv_geometry,
-    expand,
-    freed_counts,
-    keep,
-)
+from onnxfuse.planning.region import Region, blocked, conv_geometry, expand, freed_counts
+from onnxfuse.planning.state import NOTHING, Key, Move, State
+from onnxfuse.refusal import Code, Refusal
 
 SWEEPS = 3
 """How often every region's cuts are tried again."""
@@ -33,153 +29,8 @@ MAX_MOVES = 64
 """Regions with more tensors than this keep the cuts they start with."""
 MAX_ORIGINS = 8
 """Sums over more sources than this start cut."""
-REMEMBERED = 256
-"""Regions with at most so many tensors in front of them are remembered by their cuts."""
-MAX_AFFECTED = 256
-"""A cut that more regions than this read is not toggled."""
-
-Key = tuple[int, ...]
-NOTHING: Key = (0, 0, 0, 0, 0)
-"""The key of no regions (see `Region.key`)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """Cuts to add and to remove, and a node to keep or to release."""
-
-    add: frozenset[str] = frozenset()
-    drop: frozenset[str] = frozenset()
-    keep: str = ""
-    release: str = ""
-
-    @property
-    def tensors(self) -> set[str]:
-        return {*self.add, *self.drop, *filter(None, (self.keep, self.release))}
-
-
-@dataclass(frozen=True, slots=True)
-class Undo:
-    """What stood before a move."""
-
-    before: dict[str, Region | None]
-    tensors: set[str]
-    cuts: frozenset[str]
-    kept: frozenset[str]
-
-
-@dataclass
-class State:
-    """Cuts, kept nodes, and the regions they imply; ``needs`` counts readers of each tensor.
-
-    ``stuck`` are the cuts that no reader passed through when everything before them was open.
-    """
-
-    problem: Problem
-    cuts: set[str]
-    kept: set[str] = field(default_factory=set)
-    forbidden: frozenset[str] = frozenset()
-    stuck: frozenset[str] = frozenset()
-    regions: dict[str, Region] = field(default_factory=dict)
-    needs: dict[str, int] = field(default_factory=dict)
-    touching: dict[str, set[str]] = field(default_factory=dict)
-    expanded: dict[tuple[str, frozenset[str]], Region] = field(default_factory=dict)
-    upstream: dict[str, frozenset[str] | None] = field(default_factory=dict)
-
-    def region(self, tensor: str) -> Region:
-        """The region of a tensor under the cuts; only those in front of it matter."""
-        step = self.problem.steps[tensor]
-        if tensor in self.kept:
-            return keep(step, self.problem)
-        before = self._before(tensor)
-        if before is None:
-            return expand(step, self.cuts.__contains__, self.problem)
-        key = tensor, before & self.cuts
-        if key not in self.expanded:
-            self.expanded[key] = expand(step, self.cuts.__contains__, self.problem)
-        return self.expanded[key]
-
-    def _before(self, tensor: str) -> frozenset[str] | None:
-        """The tensors that an expression may reach back to; ``None`` where they are many."""
-        if tensor not in self.upstream:
-            steps = self.problem.steps
-            found: set[str] = set()
-            stack = [tensor]
-            while stack and len(found) <= REMEMBERED:
-                for name in steps[stack.pop()].lifted.operands:
-                    if name in steps and name not in found:
-                        found.add(name)
-                        stack += [] if name in self.problem.required else [name]
-            self.upstream[tensor] = frozenset(found) if len(found) <= REMEMBERED else None
-        return self.upstream[tensor]
-
-    def settle(self, roots: Iterable[str]) -> dict[str, Region | None]:
-        """Recompute ``roots`` and whatever becomes needed or unneeded; what stood before."""
-        before: dict[str, Region | None] = {}
-        queue = list(roots)
-        unneeded: list[str] = []  # last, since what they read may be needed again by then
-        while queue or unneeded:
-            tensor = queue.pop() if queue else unneeded.pop()
-            old = self.regions.get(tensor)
-            wanted = tensor in self.problem.required or self.needs.get(tensor, 0) > 0
-            new = self.region(tensor) if wanted else None
-            before.setdefault(tensor, old)
-            self._replace(tensor, old, new)
-            for name in {*(old.sources if old else ()), *(new.sources if new else ())}:
-                if name not in self.problem.steps:
-                    continue
-                needed = name in self.problem.required or self.needs.get(name, 0) > 0
-                if needed != (name in self.regions):
-                    (queue if needed else unneeded).append(name)
-        return before
-
-    def adopt(self, tensor: str, region: Region) -> None:
-        """Take ``region`` for a tensor, and drop what is no longer needed."""
-        before = self.regions[tensor]
-        self._replace(tensor, before, region)
-        self.settle(n for n in before.sources + region.sources if n in self.problem.steps)
-
-    def make(self, move: Move) -> Undo | None:
-        """Make a move; ``None`` where it touches no region or too many."""
-        affected = set().union(*(self.touching.get(name, set()) for name in move.tensors))
-        affected &= self.regions.keys()
-        if not affected or len(affected) > MAX_AFFECTED:
-            return None
-        tensors = move.tensors
-        cuts, kept = frozenset(self.cuts & tensors), frozenset(self.kept & tensors)
-        self.cuts |= move.add
-        self.cuts -= move.drop
-        self.kept |= {move.keep} - {""}
-        self.kept.discard(move.release)
-        return Undo(self.settle(sorted(affected)), tensors, cuts, kept)
-
-    def restore(self, undo: Undo) -> None:
-        for tensor, region in undo.before.items():
-            self._replace(tensor, self.regions.get(tensor), region)
-        self.cuts -= undo.tensors
-        self.cuts |= undo.cuts
-        self.kept -= undo.tensors
-        self.kept |= undo.kept
-
-    def _replace(self, tensor: str, old: Region | None, new: Region | None) -> None:
-        for name in old.sources if old else ():
-            self.needs[name] -= 1
-        for name in new.sources if new else ():
-            self.needs[name] = self.needs.get(name, 0) + 1
-        for name in set(_touched(old)):
-            self.touching[name].discard(tensor)
-        for name in _touched(new):
-            self.touching.setdefault(name, set()).add(tensor)
-        if new is None:
-            self.regions.pop(tensor, None)
-        else:
-            self.regions[tensor] = new
-
-
-def _touched(region: Region | None) -> Iterator[str]:
-    if region is not None:
-        yield from region.sources
-        yield from (step.tensor for step in region.interior)
-        yield from region.visited
+MAX_EFFORT = 1000
+"""So many tensors are looked at for each tensor of the model: thirty times what blocks need."""
 
 
 def solve(problem: Problem, forbidden: frozenset[str] = frozenset()) -> dict[str, Region]:
@@ -187,29 +38,45 @@ def solve(problem: Problem, forbidden: frozenset[str] = frozenset()) -> dict[str
 
     The nodes of ``forbidden`` tensors stay as they are.
     """
-    cuts = _first_cuts(problem) | forbidden
+    cuts, origins = _first_cuts(problem)
+    cuts |= forbidden
     stuck = frozenset(blocked(problem, cuts) - cuts)
     cuts |= stuck
-    state = State(problem, cuts, set(forbidden), forbidden, stuck)
+    state = State(problem, cuts, set(forbidden), forbidden, stuck, origins)
     state.settle(problem.required)
-    for _ in range(SWEEPS):
-        improved = [_improve(state, tensor) for tensor in _by_position(state)]
+    limit = MAX_EFFORT * len(problem.steps)
+    unseen: list[str] = []
+    for sweep in range(SWEEPS):
+        order = _by_position(state)
+        improved = [_improve(state, tensor) for tensor in order if state.effort < limit]
+        unseen = order[len(improved) :] if sweep == 0 else unseen
         if not any(improved):
             break
     while _enforce_policy(state):
         pass  # every round adds cuts or keeps nodes, so this ends
     _prefer_present_tensors(state)
-    return {tensor: state.regions[tensor] for tensor in _by_position(state)}
+    return {
+        tensor: _ended(state.regions[tensor]) if tensor in unseen else state.regions[tensor]
+        for tensor in _by_position(state)
+    }
+
+
+def _ended(region: Region) -> Region:
+    """A region that the search did not come to."""
+    text = "the search ended before it, having tried very many ways to merge what precedes it"
+    refusal = Refusal(Code.SIZE, text, region.root.node.label)
+    return replace(region, obstacles=(*region.obstacles, refusal))
 
 
 def _by_position(state: State) -> list[str]:
     return sorted(state.regions, key=lambda t: (state.problem.steps[t].position, t))
 
 
-def _first_cuts(problem: Problem) -> set[str]:
+def _first_cuts(problem: Problem) -> tuple[set[str], dict[str, frozenset[str]]]:
     """Required tensors; sums of maps that have no source in common, and what they sum.
 
-    So is a transposed source, which stands better by itself than in the way.
+    So is a transposed source, which stands better by itself than in the way. With them comes for
+    each tensor what it is made of, back to the nearest of these cuts.
     """
     cuts = set(problem.required)
     origins: dict[str, frozenset[str]] = {}
@@ -225,7 +92,7 @@ def _first_cuts(problem: Problem) -> set[str]:
         if isinstance(step.law, Permute) and joined == {step.lifted.operands[0]}:
             cuts.add(name)
         origins[name] = joined
-    return cuts
+    return cuts, origins
 
 
 def _improve(state: State, tensor: str) -> bool:
@@ -240,6 +107,7 @@ def _improve(state: State, tensor: str) -> bool:
             return improved
         best = min(gain for gain, _ in gains)
         state.make(next(move for gain, move in gains if gain == best))
+        state.vain.clear()
         improved = True
 
 
@@ -250,19 +118,17 @@ def _moves(state: State, region: Region) -> Iterator[Move]:
     if release:
         yield Move(release=root)
     steps = state.problem.steps
-    for name in region.sources:
-        if name in state.cuts and name in steps and name not in state.forbidden:
-            yield Move(drop=frozenset({name}), release=release)
-            operands = frozenset(n for n in steps[name].lifted.operands if n in steps)
-            before, behind = operands - state.cuts, operands & state.cuts
-            if name in state.stuck and before:
-                yield Move(add=before, drop=frozenset({name}), release=release)
-            if behind - state.forbidden:
-                yield Move(drop=frozenset({name, *behind}) - state.forbidden, release=release)
-    together = frozenset(n for n in region.sources if n in steps and n in state.cuts)
-    together -= state.forbidden
-    if len(together) > 1:  # the terms of a sum pay only when all of them are open
-        yield Move(drop=together, release=release)
+    closed = _worth_opening(state, region)
+    for name in closed:
+        yield Move(drop=frozenset({name}), release=release)
+        operands = frozenset(n for n in steps[name].lifted.operands if n in steps)
+        before, behind = operands - state.cuts, operands & state.cuts
+        if name in state.stuck and before:
+            yield Move(add=before, drop=frozenset({name}), release=release)
+        if behind - state.forbidden:
+            yield Move(drop=frozenset({name, *behind}) - state.forbidden, release=release)
+    if len(closed) > 1:  # the terms of a sum pay only when all of them are open
+        yield Move(drop=frozenset(closed), release=release)
     if region.obstacles and not region.replaced:
         for name in region.visited:
             if name != root and name not in state.cuts:
@@ -272,6 +138,27 @@ def _moves(state: State, region: Region) -> Iterator[Move]:
         for name in inner:
             if name not in state.cuts:
                 yield Move(add=frozenset({name}))
+
+
+def _worth_opening(state: State, region: Region) -> list[str]:
+    """The cuts that a region reads and might be better read through.
+
+    Of more than `MAX_ORIGINS`, only those that this region alone reads, or that are made of what
+    another of its sources is or is made of: nothing else could meet in it.
+    """
+    steps = state.problem.steps
+    closed = [n for n in region.sources if n in state.cuts and n in steps]
+    closed = [n for n in closed if n not in state.forbidden]
+    if len(closed) <= MAX_ORIGINS:
+        return closed
+    made_of = {name: state.origins[name] for name in closed}
+    met = Counter(origin for origins in made_of.values() for origin in origins)
+    met.update(region.sources)
+    return [
+        name
+        for name, origins in made_of.items()
+        if state.needs[name] == 1 or any(met[origin] > 1 for origin in origins)
+    ]
 
 
 def _unbeatable(region: Region) -> bool:
@@ -286,14 +173,17 @@ def _unbeatable(region: Region) -> bool:
 
 def _gain(state: State, move: Move) -> Key | None:
     """By how much a move changes the total of what it touches; ``None`` unless it falls."""
-    undo = state.make(move)
+    undo = None if move in state.vain else state.make(move)
     if undo is None:
         return None
     after = _total(state.regions.get(tensor) for tensor in undo.before)
     state.restore(undo)
     before = _total(undo.before.values())
     gain = tuple(new - old for new, old in zip(after, before, strict=True))
-    return gain if gain < NOTHING else None
+    if gain < NOTHING:
+        return gain
+    state.vain.add(move)
+    return None
 
 
 def _total(regions: Iterable[Region | None]) -> Key:

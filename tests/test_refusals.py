@@ -123,3 +123,15 @@ def test_a_reshape_between_linear_operators_is_named() -> None:
     assert said["t"] == (
         "channel-blocks", "it takes the channels' axis apart, so nothing merges across",
     )  # fmt: skip
+
+
+def test_a_tensor_that_a_body_reads_is_no_graph_output() -> None:
+    built = model(
+        """(float[1,4,6,6] x, bool i) => (float[] y, float[] z) { c = Conv(x, w) y = Mul(c, k)
+            z = If(i) <then_branch = t () => (float[1,4,6,6] r) { r = Relu(c) },
+                       else_branch = e () => (float[1,4,6,6] q) { q = Exp(c) }> }""",
+        w=K1,
+        k=(4, 1, 1),
+    )
+    (kept,) = onnxfuse.plan(built).refusals
+    assert (kept.code, kept.text) == (Code.READER, "'c' has another reader and stays")

@@ -142,7 +142,7 @@ def _needed(region: Region, problem: Problem, present: Mapping[str, Region]) -> 
         return
     for step in inner:
         if step.tensor in problem.required:
-            out = problem.view.graph.read_outside(step.tensor)
+            out = step.tensor in problem.view.graph.outputs_set
             code = Code.GRAPH_OUTPUT if out else Code.READER
             why = "is a graph output" if out else "has another reader"
             yield _of(merged, code, f"{step.tensor!r} {why} and stays")

@@ -299,3 +299,14 @@ def test_a_reshape_that_stays_keeps_what_it_takes_sizes_from() -> None:
     built.graph.output.append(onnx.helper.make_tensor_value_info("b", 1, None))
     fused, _ = fuse(built, 6)
     assert "b" in {name for node in fused.graph.node for name in node.output}
+
+
+def test_nor_is_a_prelu_that_broadcasts_its_input() -> None:
+    """Slopes may not, by the standard; onnxruntime lets them."""
+    built = model(
+        "(float[1,1,6,6] x) => (float[] y) { a = Conv(x, w) b = PRelu(a, s) y = Conv(b, v) }",
+        w=(1, 1, 1, 1), v=(4, 4, 1, 1), s=np.ones((4, 1, 1), np.float32),
+    )  # fmt: skip
+    fused, codes = fuse(built)
+    assert ops(fused) == ["Conv", "PRelu", "Conv"]
+    assert codes == {"broadcast"}

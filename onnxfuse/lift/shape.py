@@ -44,6 +44,8 @@ def lift_prelu(node: Node, view: View) -> Lifted | Refusal | None:
     if shape is None or data is None or len(shape) > len(data):
         return None
     wide = [n for n in shape if n != 1]
+    if any(have == 1 for have, n in zip(data[::-1], shape[::-1], strict=False) if n != 1):
+        return Refusal(Code.BROADCAST, "its slopes broadcast its input to a larger shape")
     return Lifted.one(node, Alias(), node.inputs[0], fixed=bool(wide))
 
 

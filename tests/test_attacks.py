@@ -218,3 +218,14 @@ def test_what_a_node_of_a_region_also_computes_is_not_drawn_apart() -> None:
     )  # fmt: skip
     fused, _ = fuse(built, exact=False)
     assert ops(fused) != ops(built)
+
+
+def test_a_weight_that_is_a_graph_output_has_a_shape() -> None:
+    built = model(
+        "(float[1,4,8,8] x) => (float[] y, float[4,4,1,1] w1)"
+        "{ a = Conv<pads = [1,1,1,1]>(x, w3) c = Conv(x, w1) y = Add(a, c) }",
+        w3=(4, 4, 3, 3),
+        w1=(4, 4, 1, 1),
+    )
+    fused, _ = fuse(built)
+    assert ops(fused) == ["Conv"]

@@ -120,8 +120,8 @@ def _skeleton(graph: Graph, known: Mapping[str, Any]) -> onnx.ModelProto:
         if len(dims) == 1 and dims[0].dim_value > LONGEST:
             dims[0].Clear()
     for value in source.graph.output:
-        if value.name in graph.inputs_set:
-            continue  # its shape is the input's; a second entry would hide that
+        if value.name in graph.inputs_set or value.name in graph.initializers:
+            continue  # its shape is known; a second entry would hide that
         inner.output.add().name = value.name
         kind = value.type.tensor_type.elem_type
         if kind:

@@ -106,12 +106,26 @@ def _other(node: Node, problem: Problem, refused: Mapping[str, Refusal]) -> Refu
     if is_unlifted(node, problem):
         return Refusal(Code.UNSUPPORTED, unlifted(node), node.label)
     if not isinstance(lift(node, problem.view), Lifted):
-        inputs = " of these inputs" if node.standard and node.op_type in LIFT else ""
-        text = f"{node.op_type}{inputs} is not linear, so regions end here"
-        return Refusal(Code.NONLINEAR, text, node.label)
+        return _barrier(node, outputs, problem)
     if node.op_type in RESHAPING:
         return Refusal(Code.CHANNELS, APART, node.label)
     return Refusal(Code.ALONE, "its result only tells others a size or a place", node.label)
+
+
+def _barrier(node: Node, outputs: Sequence[str], problem: Problem) -> Refusal:
+    """What to say of a node that is no law: that it is not linear, if that is known."""
+    if node.opaque:
+        text = "an attribute of it is set by whoever calls the function"
+        return Refusal(Code.DYNAMIC_WEIGHTS, text, node.label)
+    if not node.standard:
+        text = f"{node.op_type} is no operator of the standard, so regions end here"
+        return Refusal(Code.NONLINEAR, text, node.label)
+    if node.op_type in LIFT and outputs and not problem.view.shapes.type_of(outputs[0]):
+        text = f"the type of {outputs[0]!r} cannot be inferred, or differs between calls"
+        return Refusal(Code.UNKNOWN_SHAPE, text, node.label)
+    inputs = " of these inputs" if node.op_type in LIFT else ""
+    text = f"{node.op_type}{inputs} is not linear, so regions end here"
+    return Refusal(Code.NONLINEAR, text, node.label)
 
 
 def _beside(node: Node, problem: Problem, refused: Mapping[str, Refusal]) -> Refusal:
@@ -129,6 +143,11 @@ def _beside(node: Node, problem: Problem, refused: Mapping[str, Refusal]) -> Ref
     if near:
         text = f"merging it with {near[0].node.label!r} gains nothing: as many operators remain"
         return Refusal(Code.COST, text, node.label)
+    graph, steps = problem.view.graph, problem.steps
+    readers = [out for reader in graph.consumers.get(own.tensor, []) for out in reader.outputs]
+    if any(name in steps for name in (*own.lifted.operands, *readers)):
+        text = "it meets only what moves or joins data, and taking that in would gain nothing"
+        return Refusal(Code.ALONE, text, node.label)
     return Refusal(Code.ALONE, "nothing that is linear meets it", node.label)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx_text import model
-from refused import CASES, IN, K1, QUANTA
+from refused import CASES, IN, K1, OPEN, QUANTA
 
 import onnxfuse
 from onnxfuse.fusing import explain_model
@@ -135,3 +135,56 @@ def test_a_tensor_that_a_body_reads_is_no_graph_output() -> None:
     )
     (kept,) = onnxfuse.plan(built).refusals
     assert (kept.code, kept.text) == (Code.READER, "'c' has another reader and stays")
+
+
+EINSUM = """Einsum<equation = "nchw,oc->nohw">"""
+
+
+@pytest.mark.parametrize(
+    ("nodes", "says"),
+    [
+        (f"b = {EINSUM}(a, m) y = Mul(b, k)", "Einsum is linear, but no law"),
+        ("b = Expand(a, s) y = Mul(b, k)", "Expand is linear, but no law"),
+        ("b = CastLike(a, x) y = Mul(b, k)", "CastLike is linear, but no law"),
+        ("b = Cast<to = 11>(a) c = Neg(b) y = Cast<to = 1>(c)", "changes the type of the numbers"),
+    ],
+)
+def test_a_linear_operator_without_a_law_between_others_is_named(nodes: str, says: str) -> None:
+    held = {"m": (4, 4), "k": (4, 1, 1), "s": np.array([1, 4, 6, 6])}
+    used = {name: value for name, value in held.items() if f", {name})" in nodes}
+    found = onnxfuse.plan(model(f"{IN} {{ a = Conv(x, w) {nodes} }}", w=K1, **used)).refusals
+    assert [(kept.code, kept.node) for kept in found] == [(Code.UNSUPPORTED, "b")]
+    assert says in found[0].text
+
+
+@pytest.mark.parametrize(
+    ("nodes", "code", "says"),
+    [
+        ("u = custom.Foo(x) a = Conv(u, w) y = Relu(a)", Code.UNKNOWN_SHAPE, "type of 'a' cannot"),
+        ("a = custom.Foo(x) y = Conv(a, w)", Code.NONLINEAR, "Foo is no operator of the standard"),
+        ("a = Conv(x, w) b = Conv(x, v) y = Concat<axis = 1>(a, b)", Code.ALONE, "moves or joins"),
+    ],
+)
+def test_what_is_said_of_a_node_is_true(nodes: str, code: Code, says: str) -> None:
+    used = {"w": K1, "v": (4, 4, 2, 2)} if "v)" in nodes else {"w": K1}
+    if "v)" in nodes:
+        nodes = nodes.replace("Conv(x, v)", "Conv<pads = [0,0,1,1]>(x, v)")
+    _, others = explain_model(model(f"{IN} {{ {nodes} }}", **used), Options())
+    (kept,) = (kept for kept in others() if kept.node == "a")
+    assert kept.code == code
+    assert says in kept.text
+
+
+@pytest.mark.parametrize(
+    ("bounds", "says"),
+    [
+        ((-4, 2**62, 2, 1), "starts a fixed way before the end"),
+        ((0, 5, 2, 1), "ends a fixed way from the start"),
+        ((0, 4, 1, 2), "leaves out channels"),
+    ],
+)
+def test_a_slice_says_which_bound_stops_it(bounds: tuple[int, ...], says: str) -> None:
+    held = {name: np.array([value]) for name, value in zip("setp", bounds, strict=True)}
+    text = f"{OPEN} {{ a = Conv(x, w) y = Slice(a, s, e, t, p) }}"
+    (kept,) = onnxfuse.plan(model(text, w=K1, **held)).refusals
+    assert says in kept.text

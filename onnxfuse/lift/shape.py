@@ -129,9 +129,10 @@ def _window(start: int, end: int, step: int, size: int | None) -> Axis | Refusal
             return Refusal(Code.MALFORMED, "it selects nothing")
         return Axis(step, 1, 1, run.start, run.stop - run.start - 1 - size)
     if start < 0 or 0 <= end < _FAR:
-        return Refusal(
-            Code.UNKNOWN_SHAPE, "it counts from the other end of an axis of dynamic size"
+        side = (
+            "starts a fixed way before the end" if start < 0 else "ends a fixed way from the start"
         )
+        return Refusal(Code.UNKNOWN_SHAPE, f"it {side} of an axis of dynamic size")
     return Axis(step, 1, 1, start, -start + min(end, 0) - 1)
 
 
@@ -148,7 +149,9 @@ def _sliced(
         return unknown_shape(node.inputs[0])
     if 1 in windows:
         window = windows.pop(1)
-        if windows or window.stride != 1:
+        if window.stride != 1:
+            return Refusal(Code.UNSUPPORTED, "it leaves out channels between others")
+        if windows:
             return Refusal(Code.UNSUPPORTED, "it slices channels and positions at once")
         stop = window.start + window.length(channels)
         return Lifted.one(node, Select(1, window.start, stop), node.inputs[0])

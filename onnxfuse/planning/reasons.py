@@ -16,8 +16,8 @@ from onnxfuse.refusal import Code, Refusal
 
 RESHAPING = ("Reshape", "Flatten")
 UNLIFTED = (
-    "CumSum", "DepthToSpace", "Gather", "GlobalAveragePool", "ReduceMean", "ReduceSum", "Resize",
-    "SpaceToDepth", "Tile", "Upsample",
+    "Cast", "CastLike", "CumSum", "DepthToSpace", "Einsum", "Expand", "Gather",
+    "GlobalAveragePool", "ReduceMean", "ReduceSum", "Resize", "SpaceToDepth", "Tile", "Upsample",
 )  # fmt: skip
 """Linear operators of one tensor that are no law of the algebra."""
 APART = "it takes the channels' axis apart, so nothing merges across"
@@ -168,13 +168,21 @@ def _strides(region: Region, problem: Problem) -> Iterator[Refusal]:
 
 def is_unlifted(node: Node, problem: Problem) -> bool:
     """Whether a node is a linear operator of data that is no law."""
+    if not node.standard or node.op_type not in UNLIFTED or not node.inputs:
+        return False
     view = problem.view
-    data = node.standard and node.op_type in UNLIFTED and not view.constants.known(node.inputs[0])
-    return data and view.shapes.type_of(node.outputs[0]) in FLOATS
+    known = [view.constants.known(name) for name in node.inputs if name]
+    if known[0] or (node.op_type == "Einsum" and known.count(False) > 1):
+        return False
+    kinds = [view.shapes.type_of(name) for name in (node.inputs[0], node.outputs[0])]
+    same = kinds[0] == kinds[1]
+    return all(kind in FLOATS for kind in kinds) and not (node.op_type == "Cast" and same)
 
 
 def unlifted(node: Node) -> str:
     """What to say of such a node."""
+    if node.op_type == "Cast":
+        return "it changes the type of the numbers, so regions end here; export in one type"
     return f"{node.op_type} is linear, but no law takes it in, so regions end here"
 
 

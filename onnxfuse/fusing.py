@@ -123,13 +123,18 @@ def fuse_model(model: Any, options: Options, progress: Progress = _quiet) -> Res
 def _worked(
     model: Any, options: Options, progress: Progress, *, dry: bool
 ) -> tuple[io.Loaded, Work, Changes]:
-    """A model as the switches take it, the work on that, and what they changed."""
+    """A model as the switches take it, the work on that, and what they changed.
+
+    Data files are looked at where not ``dry``.
+    """
     given = read(model)
     if options.judged:
         from onnxfuse.verify.given import check
 
         check(given.model, options)
     switches = {"freeze": options.freeze_initializers, "inference": options.assume_inference}
+    if given.base is not None and not dry:
+        io.check_data(given.model, given.base)
     loaded, changes = freeze.changed(given, **switches)
     done = work(loaded, options, progress, dry=dry)
     if changes.any:

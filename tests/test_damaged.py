@@ -94,6 +94,29 @@ def test_offsets_that_lead_nowhere(
     ends(built, 2, tmp_path, capsys)
 
 
+@pytest.mark.parametrize(
+    ("offset", "length", "said"),
+    [("0", "500", "should hold 576 bytes but is given 500"), ("4", "576", "too short"),
+     ("9999999", "", "too short"), ("-4", "", "no usable offset")],
+)  # fmt: skip
+def test_data_of_a_tensor_that_no_region_reads_is_looked_at_too(
+    offset: str, length: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    built = model(
+        """(float[1,4,8,8] x) => (float[] y) {
+            a = Conv(x, u) b = Conv(x, v) s = Add(a, b) r = Relu(s) y = Conv(r, w) }""",
+        u=(4, 4, 1, 1), v=(4, 4, 1, 1), w=(4, 4, 3, 3),
+    )  # fmt: skip
+    placed(built, "w.bin")
+    (tmp_path / "w.bin").write_bytes(bytes(576))
+    tensor = next(t for t in built.graph.initializer if t.name == "w")
+    for key, text in (("offset", offset), ("length", length)):
+        entry = tensor.external_data.add()
+        entry.key, entry.value = key, text
+    assert said in ends(built, 2, tmp_path, capsys)
+    assert said in ends(built, 2, tmp_path, capsys, "--except", "*")
+
+
 def far(of: ModelProto) -> None:
     """A Range that would count for hours: onnx's inference wrote all its numbers down."""
     for name, number in (("from", 0), ("to", 2**40), ("step", 1)):

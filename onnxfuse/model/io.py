@@ -228,6 +228,16 @@ def data_files(model: onnx.ModelProto, base: Path | None) -> dict[str, Path]:
     return found
 
 
+def check_data(model: onnx.ModelProto, base: Path | None) -> None:
+    """Refuse a model whose data files do not hold what its tensors say; nothing is read."""
+    places = data_files(model, base)
+    sizes = {location: place.stat().st_size for location, place in places.items()}
+    for tensor in walk.stored(model):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            location = tensors.external_entries(tensor).get("location", "")
+            tensors.check_external(tensor, _shown(places[location]), sizes[location])
+
+
 def _shown(place: Path) -> str:
     """A path as an error says it: a file may name one of any length."""
     text = str(place)

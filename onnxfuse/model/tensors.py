@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
@@ -100,6 +101,30 @@ def check_size(tensor: TensorProto) -> None:
         raise InputError(
             f"tensor {tensor.name!r} should hold {prod(tensor.dims) * itemsize} bytes "
             f"but holds {len(tensor.raw_data)}; the file is damaged"
+        )
+
+
+def check_external(tensor: TensorProto, file: str, size: int) -> None:
+    """Refuse a tensor that its data ``file`` of ``size`` bytes cannot hold."""
+    entries = external_entries(tensor)
+    places = [entries.get(key) or "0" for key in ("offset", "length")]
+    if not all(re.fullmatch("[0-9]{1,18}", place) for place in places):
+        raise InputError(f"tensor {tensor.name!r} has no usable offset or length in {file}")
+    offset, length = map(int, places)
+    wanted = length
+    if tensor.data_type in FLOATS:
+        if any(axis < 0 for axis in tensor.dims):
+            raise InputError(f"tensor {tensor.name!r} has a negative dimension")
+        wanted = prod(tensor.dims) * dtype_of(tensor.data_type).itemsize
+        if entries.get("length") and length != wanted:
+            raise InputError(
+                f"tensor {tensor.name!r} should hold {wanted} bytes but is given {length} in "
+                f"{file}; the model is damaged"
+            )
+    if offset + wanted > size:
+        raise InputError(
+            f"the data file {file} is too short for tensor {tensor.name!r}: it ends after {size} "
+            "bytes; copy it again, whole"
         )
 
 

@@ -229,3 +229,11 @@ def test_a_weight_that_is_a_graph_output_has_a_shape() -> None:
     )
     fused, _ = fuse(built)
     assert ops(fused) == ["Conv"]
+
+
+def test_a_tensor_that_is_doubled_many_times_is_one_factor() -> None:
+    """Paths double with each sum; walking them all never ended."""
+    sums = " ".join(f"a{i + 1} = Add(a{i}, a{i})" for i in range(40))
+    built = model(f"(float[1,4,8,8] a0) => (float[] y) {{ {sums} y = Relu(a40) }}")
+    fused, _ = fuse(built)
+    assert ops(fused) == ["Mul", "Relu"]

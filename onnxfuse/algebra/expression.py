@@ -269,8 +269,12 @@ def quotient(constant: Vector, kernel: Kernel) -> Vector:
 def stored(kernel: Kernel) -> bool:
     """Whether a stored kernel must be read to know a map; small constants need not count."""
     stack: list[Lazy] = [kernel]
+    seen: set[int] = set()  # what doubles itself n times has 2ⁿ paths, and n parts
     while stack:
         part = stack.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
         if isinstance(part, Kernel) and not part.parts and not part.identity:
             return True
         stack += part.parts

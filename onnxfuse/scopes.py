@@ -14,7 +14,7 @@ from typing import Any
 
 import onnx
 
-from onnxfuse.errors import within
+from onnxfuse.errors import InputError, within
 from onnxfuse.model import io, scopes, shapes, tensors
 from onnxfuse.model.alone import Alone, Tensor, alone, given, put_back
 from onnxfuse.model.constants import Constants, analyse
@@ -256,6 +256,8 @@ class _Below:
     ) -> Index | None:
         """Fuse one body in its place; its index, or ``None`` where it cannot be analysed."""
         try:
+            if name := scopes.shadowed(scope):
+                raise InputError(f"it stores a constant {name!r}, as something around it is named")
             held = self._alone(scope, around, inputs, model, room)
             for tensor in held.model.graph.initializer:
                 tensors.check_size(tensor)

@@ -90,7 +90,7 @@ def test_captured_interior_tensors_stay():
     _, report = fuse(built)
     assert not report.changed
     assert [(r.code, r.scope) for r in report.refusals] == [
-        ("graph-output", "then_branch of If 'u'")
+        ("reader-outside", "then_branch of If 'u'")
     ]
 
 

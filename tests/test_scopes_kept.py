@@ -184,3 +184,20 @@ def test_explain_speaks_of_nodes_in_bodies(tmp_path, capfd):
     assert main(["explain", str(tmp_path / "m.onnx"), "--node", "b"]) == 0
     assert "b (body of Loop 'u')" in capfd.readouterr().out
     assert main(["check", str(tmp_path / "m.onnx"), "--quiet"]) == 1
+
+
+def test_a_constant_named_like_something_around_it_is_not_believed():
+    """Runtimes disagree whose it is, so the body stays."""
+    built = model(
+        """(float[1,4,8,8] x, bool choose) => (float[] u) {
+            u = If (choose) <
+                then_branch = g1 () => (float[] s) { a = Mul(x, k) b = Mul(a, k) s = Relu(b) },
+                else_branch = g2 () => (float[] t) { t = Mul(x, k) }> }""",
+        k=np.float32(2),
+    )
+    body = built.graph.node[0].attribute[0].g
+    body.initializer.append(numpy_helper.from_array(np.float32(5), "k"))
+    fused, report = onnxfuse.fuse(built)
+    assert fused == built
+    kept = [r for r in report.refusals if r.code == "malformed"]
+    assert ["'k'" in r.text for r in kept] == [True]

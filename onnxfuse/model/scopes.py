@@ -74,6 +74,23 @@ class Scope:
         return found
 
 
+def shadowed(scope: Scope) -> str:
+    """A name that a body stores a constant under and that something around it bears, or "".
+
+    Runtimes read one or the other.
+    """
+    own = {tensor.name for tensor in getattr(scope.proto, "initializer", ())}
+    for outer in scope.above if own else ():
+        proto = outer.proto
+        named = (getattr(value, "name", value) for value in (*proto.input, *proto.output))
+        stored = (tensor.name for tensor in getattr(proto, "initializer", ()))
+        made = (name for node in proto.node for name in node.output)
+        for name in (*named, *stored, *made):
+            if name in own:
+                return str(name)
+    return ""
+
+
 def at(scope: Scope, path: Sequence[Step]) -> Any:
     """The body at the end of a path below ``scope``; ``None`` where there is none."""
     proto = scope.proto

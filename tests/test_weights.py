@@ -171,7 +171,7 @@ def test_materialise_keeps_every_tap_where_it_reads(rank, x, data):
 def test_restrict_takes_rows_and_columns(outs, ins, groups):
     geometry = Geometry(8, 12, 4, (Axis.window(3),))
     kernel = np.arange(72.0).reshape(geometry.kernel_shape)
-    part = weights.restrict(kernel, geometry, outs, ins)
+    part = weights.restrict(kernel, outs, ins)
     np.testing.assert_array_equal(dense(part, groups), dense(kernel, 4)[outs, ins])
 
 
@@ -181,7 +181,7 @@ def test_response_is_the_sum_of_the_matrices(pair):
     constant = np.arange(1.0, geometry.in_channels + 1)
     shape = (geometry.out_channels, geometry.in_channels)
     total = sum(matrices(kernel, geometry).values(), np.zeros(shape))
-    found = weights.response(kernel, geometry.groups, constant)
+    found = weights.response(kernel, geometry, constant)
     np.testing.assert_array_equal(found, total @ constant)
 
 

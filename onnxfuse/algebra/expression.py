@@ -1,83 +1,93 @@
 """Lazy weight expressions: what a kernel or a bias is made of, before any array is read.
 
-A `Kernel` knows its geometry and how it folds; `fold` evaluates a tree of them once each,
-without recursion. A `Vector` is the same for per-channel constants. This room never knows onnx.
+A `Kernel` knows its geometry and how it folds, whole or by runs of output channels; a `Vector` is
+the same for per-channel constants. This room never knows onnx.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import reduce
+from dataclasses import replace
 
 import numpy as np
 
 from onnxfuse.algebra import geometry as geo
 from onnxfuse.algebra import weights
+from onnxfuse.algebra.folding import (
+    Fold,
+    Kernel,
+    Lazy,
+    Rows,
+    Run,
+    Vector,
+    alike,
+    fold,
+    largest,
+    shares,
+)
 from onnxfuse.algebra.geometry import Geometry
+from onnxfuse.algebra.vectors import (
+    join,
+    negate,
+    quotient,
+    repeat,
+    repeated,
+    response,
+    take,
+    total,
+    vector,
+)
 from onnxfuse.algebra.weights import Array
 
-Fold = Callable[[Sequence[Array]], Array]
+__all__ = [
+    "Kernel", "Lazy", "Run", "Vector", "fold", "join", "largest", "negate", "quotient", "repeated",
+    "response", "take", "total", "vector",
+]  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Lazy:
-    """A value to be computed from ``parts``; compared by identity, folded once."""
-
-    text: str
-    parts: tuple[Lazy, ...]
-    compute: Fold = field(repr=False)
+def _rest(geometry: Geometry) -> tuple[int, ...]:
+    """The shape of one row of a kernel, behind -1 for however many there are."""
+    return (-1, *geometry.kernel_shape[1:])
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Kernel(Lazy):
-    """A kernel of shape ``geometry.kernel_shape``; `identity` marks the bare x."""
+def leaf(
+    text: str,
+    geometry: Geometry,
+    load: Callable[[], Array],
+    part: Callable[[int, int], Array] | None = None,
+) -> Kernel:
+    """A kernel that ``load`` reads, and ``part`` a run of; of shape ``geometry.kernel_shape``."""
+    rest = _rest(geometry)
 
-    geometry: Geometry
-    identity: bool = False
+    def rows(start: int, stop: int) -> tuple[Sequence[Run], Fold]:
+        assert part is not None
+        return (), lambda _: np.asarray(part(start, stop), np.float64).reshape(rest)
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Vector(Lazy):
-    """A per-channel constant of shape ``(channels,)``; `heavy` if a kernel must be read."""
-
-    heavy: bool = False
-
-
-def fold(root: Lazy, memo: dict[int, Array] | None = None) -> Array:
-    """The float64 array of ``root``; shared parts are computed once, ``memo`` across calls."""
-    done = {} if memo is None else memo
-    stack = [root]
-    while stack:
-        node = stack[-1]
-        if id(node) in done:
-            stack.pop()
-            continue
-        missing = [part for part in node.parts if id(part) not in done]
-        if missing:
-            stack.extend(missing)
-            continue
-        with np.errstate(all="ignore"):  # what is not finite is refused when it is written
-            done[id(node)] = node.compute([done[id(part)] for part in node.parts])
-        stack.pop()
-    return done[id(root)]
-
-
-def leaf(text: str, geometry: Geometry, load: Callable[[], Array]) -> Kernel:
-    """A kernel that ``load`` reads, reshaped to ``geometry.kernel_shape``."""
-    shape = geometry.kernel_shape
-    return Kernel(text, (), lambda _: np.asarray(load(), np.float64).reshape(shape), geometry)
+    return Kernel(
+        text,
+        (),
+        lambda _: np.asarray(load(), np.float64).reshape(rest),
+        geometry,
+        rows=rows if part is not None else None,
+    )
 
 
 def identity(channels: int, rank: int, text: str = "x") -> Kernel:
     """The map that changes nothing."""
     geometry = Geometry.pointwise(channels, rank)
-    return Kernel(text, (), lambda _: np.ones(geometry.kernel_shape), geometry, True)
+    return replace(shift(text, geometry), identity=True)
 
 
 def shift(text: str, geometry: Geometry) -> Kernel:
     """A per-channel map of one unit tap on each axis: pads and crops."""
-    return Kernel(text, (), lambda _: np.ones(geometry.kernel_shape), geometry)
+    shape = geometry.kernel_shape
+    return Kernel(
+        text,
+        (),
+        lambda _: np.ones(shape),
+        geometry,
+        rows=lambda start, stop: ((), lambda _: np.ones((stop - start, *shape[1:]))),
+    )
 
 
 def compose(outer: Kernel, inner: Kernel) -> Kernel:
@@ -93,6 +103,30 @@ def compose(outer: Kernel, inner: Kernel) -> Kernel:
         (outer, inner),
         lambda parts: weights.compose(parts[0], parts[1], o, i, result),
         result,
+        rows=_composed_rows(o, i, result),
+    )
+
+
+def _composed_rows(outer: Geometry, inner: Geometry, result: Geometry) -> Rows | None:
+    """The rows of a composition; where groups are cut anew there is no rule."""
+    if outer.per_channel:
+        return alike(2, lambda parts: weights.compose(parts[0], parts[1], outer, inner, result))
+    if inner.per_channel:
+        return lambda start, stop: (
+            [(start, stop), None],
+            lambda parts: weights.scale_inputs(parts[0], outer, parts[1].reshape(-1), start),
+        )
+    if outer.groups > 1:
+        return None
+    return lambda start, stop: (
+        [(start, stop), None],
+        lambda parts: weights.compose(
+            parts[0],
+            parts[1],
+            replace(outer, out_channels=stop - start),
+            inner,
+            replace(result, out_channels=stop - start),
+        ),
     )
 
 
@@ -108,13 +142,46 @@ def add(hull: Geometry, parts: Sequence[Kernel]) -> Kernel:
         return parts[0]
     geometries = [part.geometry for part in parts]
 
-    def compute(arrays: Sequence[Array]) -> Array:
-        total = np.zeros(hull.kernel_shape)
+    def summed(arrays: Sequence[Array], start: int, stop: int) -> Array:
+        total = np.zeros((stop - start, *hull.kernel_shape[1:]))
         for array, geometry in zip(arrays, geometries, strict=True):
-            total += weights.embed(array, geometry, hull)
+            total += weights.embed(array, geometry, hull, start)
         return total
 
-    return Kernel(_cut(" + ".join(part.text for part in parts)), tuple(parts), compute, hull)
+    return Kernel(
+        _cut(" + ".join(part.text for part in parts)),
+        tuple(parts),
+        lambda arrays: summed(arrays, 0, hull.out_channels),
+        hull,
+        rows=lambda start, stop: (
+            [(start, stop)] * len(parts),
+            lambda arrays: summed(arrays, start, stop),
+        ),
+    )
+
+
+def negative(kernel: Kernel) -> Kernel:
+    """The kernel with its sign changed."""
+    return Kernel(
+        f"−{kernel.text}",
+        (kernel,),
+        lambda parts: -parts[0],
+        kernel.geometry,
+        rows=alike(1, lambda parts: -parts[0]),
+    )
+
+
+def factors(constant: Vector, channels: int, rank: int) -> Kernel:
+    """The map that multiplies each channel by its own entry of a constant."""
+    geometry = Geometry.pointwise(channels, rank)
+    rest = _rest(geometry)
+    return Kernel(
+        constant.text,
+        (constant,),
+        lambda parts: parts[0].reshape(rest),
+        geometry,
+        rows=alike(1, lambda parts: parts[0].reshape(rest)),
+    )
 
 
 def _cut(text: str) -> str:
@@ -126,19 +193,22 @@ def at_taps(kernel: Kernel, taps: Mapping[int, int]) -> Kernel:
     g = kernel.geometry
     axes = tuple(axis for at, axis in enumerate(g.axes) if at not in taps)
     index = tuple(taps.get(at, slice(None)) for at in range(len(g.axes)))
-    return Kernel(
-        kernel.text,
-        (kernel,),
-        lambda parts: parts[0][(slice(None), slice(None), *index)],
-        replace(g, axes=axes),
-    )
+
+    def compute(parts: Sequence[Array]) -> Array:
+        return parts[0][(slice(None), slice(None), *index)]
+
+    return Kernel(kernel.text, (kernel,), compute, replace(g, axes=axes), rows=alike(1, compute))
 
 
 def reranked(kernel: Kernel, rank: int) -> Kernel:
     """A kernel of one tap on ``rank`` spatial axes instead of its own."""
     g = replace(kernel.geometry, axes=(geo.IDENTITY,) * rank)
-    shape = g.kernel_shape
-    return Kernel(kernel.text, (kernel,), lambda parts: parts[0].reshape(shape), g, kernel.identity)
+    rest = _rest(g)
+
+    def compute(parts: Sequence[Array]) -> Array:
+        return parts[0].reshape(rest)
+
+    return Kernel(kernel.text, (kernel,), compute, g, kernel.identity, rows=alike(1, compute))
 
 
 def repeated_map(kernel: Kernel, around: int, within: int) -> Kernel:
@@ -153,26 +223,10 @@ def repeated_map(kernel: Kernel, around: int, within: int) -> Kernel:
     return Kernel(
         kernel.text,
         (kernel,),
-        lambda parts: _repeat(parts[0], around, within).reshape(wide.kernel_shape),
+        lambda parts: repeat(parts[0], around, within).reshape(wide.kernel_shape),
         wide,
         kernel.identity,
     )
-
-
-def repeated(constant: Vector | None, around: int, within: int) -> Vector | None:
-    """A constant of channels that are repeated so."""
-    if constant is None or around * within == 1:
-        return constant
-    return Vector(
-        constant.text,
-        (constant,),
-        lambda parts: _repeat(parts[0], around, within),
-        constant.heavy,
-    )
-
-
-def _repeat(array: Array, around: int, within: int) -> Array:
-    return np.tile(np.repeat(array.reshape(-1), within), around)
 
 
 def restrict(kernel: Kernel, outs: slice, ins: slice, groups: int) -> Kernel:
@@ -182,19 +236,25 @@ def restrict(kernel: Kernel, outs: slice, ins: slice, groups: int) -> Kernel:
     return Kernel(
         kernel.text,
         (kernel,),
-        lambda parts: weights.restrict(parts[0], g, outs, ins),
+        lambda parts: weights.restrict(parts[0], outs, ins),
         part,
+        rows=lambda start, stop: (
+            [(outs.start + start, outs.start + stop)],
+            lambda parts: weights.restrict(parts[0], slice(None), ins),
+        ),
     )
 
 
 def column(constant: Vector, channels: int, rank: int) -> Kernel:
     """The map of one channel of ones onto a constant."""
     geometry = Geometry(1, channels, 1, (geo.IDENTITY,) * rank)
+    rest = _rest(geometry)
     return Kernel(
         f"{constant.text}·1",
         (constant,),
-        lambda parts: parts[0].reshape(geometry.kernel_shape),
+        lambda parts: parts[0].reshape(rest),
         geometry,
+        rows=alike(1, lambda parts: parts[0].reshape(rest)),
     )
 
 
@@ -224,45 +284,41 @@ def append(result: Geometry, left: Kernel, right: Kernel) -> Kernel:
         ]
         return np.concatenate(embedded, axis=1)
 
-    return Kernel(_cut(f"{left.text} + {right.text}"), (left, right), compute, result)
+    return Kernel(
+        _cut(f"{left.text} + {right.text}"), (left, right), compute, result, rows=alike(2, compute)
+    )
 
 
 def beside(result: Geometry, parts: Sequence[Kernel]) -> Kernel:
     """Dense kernels of equal axes over channels that follow each other: one map of them all."""
+    rest = _rest(result)
+
+    def compute(arrays: Sequence[Array]) -> Array:
+        return np.concatenate(list(arrays), axis=1).reshape(rest)
+
     return Kernel(
         _cut(" + ".join(part.text for part in parts)),
         tuple(parts),
-        lambda arrays: np.concatenate(list(arrays), axis=1).reshape(result.kernel_shape),
+        compute,
         result,
+        rows=alike(len(parts), compute),
     )
 
 
 def stack(result: Geometry, parts: Sequence[Kernel]) -> Kernel:
     """Kernels of equal axes one above the other: the concatenation of their outputs."""
+    rest = _rest(result)
+    sizes = [part.geometry.out_channels for part in parts]
+
+    def compute(arrays: Sequence[Array]) -> Array:
+        return np.concatenate(list(arrays)).reshape(rest)
+
     return Kernel(
         _cut("[" + ", ".join(part.text for part in parts) + "]"),
         tuple(parts),
-        lambda arrays: np.concatenate(list(arrays)).reshape(result.kernel_shape),
+        compute,
         result,
-    )
-
-
-def vector(text: str, channels: int, load: Callable[[], Array]) -> Vector:
-    """A constant that ``load`` reads: a scalar or ``(channels,)``."""
-
-    def compute(_: Sequence[Array]) -> Array:
-        return np.array(np.broadcast_to(np.asarray(load(), np.float64).reshape(-1), (channels,)))
-
-    return Vector(text, (), compute)
-
-
-def quotient(constant: Vector, kernel: Kernel) -> Vector:
-    """A constant over the factors of a per-channel map."""
-    return Vector(
-        f"{constant.text}/{kernel.text}",
-        (constant, kernel),
-        lambda parts: parts[0] / parts[1].reshape(-1),
-        constant.heavy,
+        rows=lambda start, stop: (shares(sizes, start, stop), compute),
     )
 
 
@@ -279,55 +335,3 @@ def stored(kernel: Kernel) -> bool:
             return True
         stack += part.parts
     return False
-
-
-def response(kernel: Kernel, constant: Vector | None) -> Vector | None:
-    """``constant`` as it leaves ``kernel`` where no border is near."""
-    if constant is None or kernel.identity:
-        return constant
-    g = kernel.geometry
-    light = g.per_channel and not constant.heavy
-    return Vector(
-        f"{kernel.text}·{constant.text}" if light else "b",
-        (kernel, constant),
-        lambda parts: weights.response(parts[0], g.groups, parts[1]),
-        heavy=not light,
-    )
-
-
-def total(*constants: Vector | None) -> Vector | None:
-    """The sum of constants, ``None`` being zero."""
-    parts = tuple(constant for constant in constants if constant is not None)
-    if len(parts) < 2:
-        return parts[0] if parts else None
-    heavy = any(part.heavy for part in parts)
-    return Vector("b", parts, lambda arrays: reduce(np.add, arrays), heavy)
-
-
-def negate(constant: Vector | None) -> Vector | None:
-    """The constant with its sign changed."""
-    if constant is None:
-        return None
-    return Vector("b", (constant,), lambda arrays: -arrays[0], constant.heavy)
-
-
-def join(constants: Sequence[tuple[Vector | None, int]]) -> Vector | None:
-    """Constants of the given channel counts one after the other."""
-    if all(constant is None for constant, _ in constants):
-        return None
-    parts = tuple(constant for constant, _ in constants if constant is not None)
-
-    def compute(arrays: Sequence[Array]) -> Array:
-        rest = iter(arrays)
-        return np.concatenate(
-            [np.zeros(size) if c is None else next(rest) for c, size in constants]
-        )
-
-    return Vector("b", parts, compute, any(part.heavy for part in parts))
-
-
-def take(constant: Vector | None, channels: slice) -> Vector | None:
-    """The constant of a run of channels."""
-    if constant is None:
-        return None
-    return Vector("b", (constant,), lambda arrays: arrays[0][channels], constant.heavy)

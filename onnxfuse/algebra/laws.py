@@ -6,7 +6,7 @@ output or a `Refusal`. The preconditions are those of the table in ``docs/design
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -31,6 +31,9 @@ class Loader(Protocol):
 
     def __call__(self) -> Array: ...
 
+
+Part = Callable[[int, int], Array]
+"""Reads a run of the output channels of a constant."""
 
 PARITY = (
     "SAME padding at this stride pads by the parity of a dynamic size, so which taps meet is "
@@ -227,12 +230,7 @@ class Scale:
     def _kernel(self, form: Form, load: Loader) -> Kernel:
         channels, text = form.channels, self.text
         wide = ex.vector(text, channels, load)
-        return Kernel(
-            text,
-            (wide,),
-            lambda parts: parts[0].reshape(-1, 1, *[1] * form.rank),
-            Geometry.pointwise(channels, form.rank),
-        )
+        return ex.factors(wide, channels, form.rank)
 
 
 def _shifted(form: Form, shift: Vector | None) -> Form:
@@ -249,6 +247,7 @@ class Linear:
     shape: tuple[int, int]
     load: Loader
     bias: Vector | None = None
+    part: Part | None = None
 
     def apply(self, forms: Sequence[Form], facts: Facts) -> Form | Refusal:
         (form,) = forms
@@ -266,7 +265,9 @@ class Linear:
     def kernel(self, rank: int) -> Kernel:
         """The matrix as a kernel of one tap on ``rank`` spatial axes."""
         out, channels = self.shape
-        return ex.leaf(self.text, Geometry(channels, out, 1, (geo.IDENTITY,) * rank), self.load)
+        return ex.leaf(
+            self.text, Geometry(channels, out, 1, (geo.IDENTITY,) * rank), self.load, self.part
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,14 +291,10 @@ def _signed(form: Form, sign: int) -> Form:
         return form
     return replace(
         form,
-        terms=tuple(replace(term, kernel=_negated(term.kernel)) for term in form.terms),
+        terms=tuple(replace(term, kernel=ex.negative(term.kernel)) for term in form.terms),
         constant=ex.negate(form.constant),
         border=tuple(replace(side, value=ex.negate(side.value)) for side in form.border),
     )
-
-
-def _negated(kernel: Kernel) -> Kernel:
-    return Kernel(f"−{kernel.text}", (kernel,), lambda parts: -parts[0], kernel.geometry)
 
 
 def _add(left: Form, right: Form, facts: Facts) -> Form | Refusal:

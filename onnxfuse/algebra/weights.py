@@ -17,28 +17,30 @@ from onnxfuse.algebra.geometry import Geometry, tap_positions
 Array = NDArray[np.float64]
 
 
-def regroup(kernel: Array, groups: int, target: int) -> Array:
+def regroup(kernel: Array, groups: int, target: int, start: int = 0, out: int = 0) -> Array:
     """The kernel of ``groups`` groups written with fewer ``target`` groups, zeros between.
 
-    Shapes: ``(O, C/groups, *taps)`` to ``(O, C/target, *taps)``.
+    Shapes: ``(O, C/groups, *taps)`` to ``(O, C/target, *taps)``; or the rows from ``start`` on of
+    one with ``out`` output channels.
     """
     if groups == target:
         return kernel
-    out, per_group, *taps = kernel.shape
-    merge = groups // target
-    wide = np.zeros((target, merge, out // groups, merge, per_group, *taps))
-    parts = kernel.reshape(target, merge, out // groups, per_group, *taps)
-    for index in range(merge):
-        wide[:, index, :, index] = parts[:, index]
-    return wide.reshape(out, merge * per_group, *taps)
+    count, per_group, *taps = kernel.shape
+    merge, rows = groups // target, (out or count) // groups
+    wide = np.zeros((count, merge * per_group, *taps))
+    for group in range(start // rows, -(-(start + count) // rows)):
+        held = slice(max(group * rows - start, 0), (group + 1) * rows - start)
+        column = group % merge * per_group
+        wide[held, column : column + per_group] = kernel[held]
+    return wide
 
 
-def embed(kernel: Array, part: Geometry, hull: Geometry) -> Array:
-    """The kernel of ``part`` written on the grid and groups of ``hull``."""
-    kernel = regroup(kernel, part.groups, hull.groups)
+def embed(kernel: Array, part: Geometry, hull: Geometry, start: int = 0) -> Array:
+    """The kernel of ``part``, or its rows from ``start`` on, on the grid and groups of ``hull``."""
+    kernel = regroup(kernel, part.groups, hull.groups, start, part.out_channels)
     if part.axes == hull.axes:
         return kernel
-    wide = np.zeros(hull.kernel_shape)
+    wide = np.zeros((len(kernel), *hull.kernel_shape[1:]))
     places = (tap_positions(h, p) for h, p in zip(hull.axes, part.axes, strict=True))
     wide[(slice(None), slice(None), *places)] = kernel
     return wide
@@ -55,7 +57,7 @@ def compose(
     if outer_g.per_channel:
         return inner * outer.reshape(-1, *[1] * (inner.ndim - 1))
     if inner_g.per_channel:
-        return _scale_inputs(outer, outer_g.groups, inner.reshape(-1))
+        return scale_inputs(outer, outer_g, inner.reshape(-1))
     outer = regroup(outer, outer_g.groups, result.groups)
     inner = regroup(inner, inner_g.groups, result.groups)
     groups, out, middle = result.groups, outer.shape[0], outer.shape[1]
@@ -83,11 +85,19 @@ def _strided(offset: int, dilation: int, taps: int, grid: int) -> slice:
     return slice(first, first + step * (taps - 1) + 1, step)
 
 
-def _scale_inputs(kernel: Array, groups: int, scale: Array) -> Array:
-    out, per_group, *taps = kernel.shape
-    grouped = kernel.reshape(groups, out // groups, per_group, *taps)
-    ones = [1] * len(taps)
-    return (grouped * scale.reshape(groups, 1, per_group, *ones)).reshape(kernel.shape)
+def scale_inputs(kernel: Array, geometry: Geometry, scale: Array, start: int = 0) -> Array:
+    """A kernel, or its rows from ``start`` on, times a factor ``scale`` (C,) for each input."""
+    ones = [1] * (kernel.ndim - 2)
+    if geometry.groups == 1:
+        return kernel * scale.reshape(1, -1, *ones)
+    return kernel * _seen(scale, geometry, start, len(kernel)).reshape(*kernel.shape[:2], *ones)
+
+
+def _seen(vector: Array, geometry: Geometry, start: int, count: int) -> Array:
+    """What each of ``count`` rows from ``start`` on reads of a vector (C,): ``(count, C/g)``."""
+    row = np.arange(start, start + count) // (geometry.out_channels // geometry.groups)
+    seen: Array = vector.reshape(geometry.groups, -1)[row]
+    return seen
 
 
 def transposed(kernel: Array, groups: int) -> Array:
@@ -101,7 +111,7 @@ def transposed(kernel: Array, groups: int) -> Array:
     return flipped.reshape(groups * second, first // groups, *taps)
 
 
-def restrict(kernel: Array, geometry: Geometry, outs: slice, ins: slice) -> Array:
+def restrict(kernel: Array, outs: slice, ins: slice) -> Array:
     """The rows ``outs`` and the columns ``ins`` of a kernel.
 
     Either ``outs`` is a run of whole groups and ``ins`` what those groups read, or both lie in
@@ -114,13 +124,17 @@ def restrict(kernel: Array, geometry: Geometry, outs: slice, ins: slice) -> Arra
     return kernel[outs, first : first + ins.stop - ins.start]
 
 
-def response(kernel: Array, groups: int, vector: Array) -> Array:
-    """What a constant input ``vector`` (C,) becomes where no border is near: shape (O,)."""
+def response(kernel: Array, geometry: Geometry, vector: Array, start: int = 0) -> Array:
+    """What a constant input ``vector`` (C,) becomes where no border is near: shape (O,).
+
+    Given the rows of a kernel from ``start`` on, theirs.
+    """
     sums = kernel.reshape(*kernel.shape[:2], -1).sum(axis=2)
-    out, per_group = sums.shape
-    grouped = sums.reshape(groups, out // groups, per_group)
-    summed: Array = np.matmul(grouped, vector.reshape(groups, per_group, 1)).reshape(out)
-    return summed
+    if geometry.groups == 1:
+        summed: Array = np.matmul(sums, vector)
+        return summed
+    seen: Array = np.einsum("oc,oc->o", sums, _seen(vector, geometry, start, len(sums)))
+    return seen
 
 
 def apply(kernel: Array, geometry: Geometry, x: Array) -> Array:

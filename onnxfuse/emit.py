@@ -6,19 +6,53 @@ nothing of plans, and nothing of onnx.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from onnxfuse.algebra import padded, weights
+from onnxfuse.algebra.folding import Lazy, Run, fold, largest
 from onnxfuse.algebra.geometry import Geometry, Lengths
 from onnxfuse.algebra.source import Plane
 from onnxfuse.algebra.weights import Array
 
-Load = Callable[[], Array]
+LARGE = 1 << 20
+"""Constants that read more elements at once are made in pieces, and not kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Computes a constant whole (`None`) or a run of its output channels.
+
+    ``size`` is the largest kernel that is read for the whole.
+    """
+
+    compute: Callable[[Run], Array]
+    size: int = 0
+
+    def __call__(self, run: Run = None) -> Array:
+        return self.compute(run)
+
+    @classmethod
+    def of(cls, value: Lazy, memo: dict[int, Array]) -> Load:
+        """What folds an expression."""
+        return cls(lambda run: fold(value, memo, run), largest(value))
+
+    def then(self, change: Callable[[Array, int], Array]) -> Load:
+        """The same, changed by a function of the rows and of where they start."""
+        return Load(lambda run: change(self.compute(run), 0 if run is None else run[0]), self.size)
+
+
+def plain(compute: Callable[[], Array]) -> Load:
+    """A small constant, as a `Load`."""
+
+    def cut(run: Run) -> Array:
+        return compute() if run is None else compute()[slice(*run)]
+
+    return Load(cut)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +66,75 @@ class NewNode:
     attributes: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A weight in the model's type; where a data file holds it, at which byte."""
+
+    array: Any
+    offset: int | None = None
+
+
 class Weight:
-    """A float64 constant that is folded when it is first asked for; its shape is known before."""
+    """A float64 constant that is folded when it is asked for; its shape is known before.
 
-    def __init__(self, shape: tuple[int, ...], compute: Callable[[], Array]) -> None:
+    Its output channels lie on ``axis``; without one it is folded whole. What is not large is kept
+    until it is to be forgotten. ``stored`` is what was written of it.
+    """
+
+    def __init__(self, shape: tuple[int, ...], load: Load, axis: int | None = None) -> None:
         self.shape = shape
-        self._compute = compute
+        self.axis = axis
+        self.stored: Stored | None = None
+        self._load = load
+        self._value: Array | None = None
 
-    @cached_property
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+    @property
     def value(self) -> Array:
         """The array, in float64."""
-        return self._compute().reshape(self.shape)
+        if self._value is not None:
+            return self._value
+        if self.axis is None or self._whole:
+            found = self._load().reshape(self.shape)
+        else:
+            found = np.empty(self.shape)
+            for start, stop in self.runs():
+                found[self._places(start, stop)] = self.part(start, stop)
+        if self.size <= LARGE:
+            self._value = found
+        return found
+
+    @property
+    def _whole(self) -> bool:
+        return max(self._load.size, self.size) <= LARGE
+
+    def runs(self) -> Iterator[tuple[int, int]]:
+        """The runs of output channels to make it in; a single one where it is not large."""
+        channels = self.shape[self.axis] if self.axis is not None and self.shape else 1
+        step = channels
+        if self.axis is not None and not self._whole:
+            step = max(channels * LARGE // max(self._load.size, self.size), 1)
+        for start in range(0, channels, step):
+            yield start, min(start + step, channels)
+
+    def part(self, start: int, stop: int) -> Array:
+        """A run of output channels, in float64."""
+        if self.axis is None or self._whole:
+            return self.value if self.axis is None else self.value[self._places(start, stop)]
+        shape = [*self.shape]
+        shape[self.axis] = stop - start
+        return self._load((start, stop)).reshape(shape)
+
+    def _places(self, start: int, stop: int) -> tuple[slice, ...]:
+        assert self.axis is not None
+        return (slice(None),) * self.axis + (slice(start, stop),)
+
+    def forget(self) -> None:
+        """Keep no float64 array; it is folded again when it is asked for."""
+        self._value = None
 
 
 MapAt = Callable[[Mapping[str, Sequence[int]]], Array]
@@ -72,9 +164,9 @@ class Emitter:
     ) -> str:
         if geometry.transposed:
             return self._transposed(source, geometry, kernel, bias)
-        inputs = [source, self._array("weight", geometry.kernel_shape, kernel)]
+        inputs = [source, self._array("weight", geometry.kernel_shape, kernel, 0)]
         if bias is not None:
-            inputs.append(self._array("bias", (geometry.out_channels,), bias))
+            inputs.append(self._array("bias", (geometry.out_channels,), bias, 0))
         axes = geometry.axes
         padding: dict[str, Any] = {"pads": [axis.pads[end] for end in (0, 1) for axis in axes]}
         mode = padded.auto_pad(geometry, lengths)
@@ -99,10 +191,14 @@ class Emitter:
             geometry.out_channels // geometry.groups,
             *geometry.taps,
         )
-        load = _as_transposed(kernel, geometry)
-        inputs = [source, self._array("weight", shape, load)]
+        if geometry.groups == 1:
+            turned = kernel.then(lambda rows, _: weights.transposed(rows, 1))
+        else:
+            turned = plain(lambda: weights.transposed(kernel(), geometry.groups))
+        axis = 1 if geometry.groups == 1 else None
+        inputs = [source, self._array("weight", shape, turned, axis)]
         if bias is not None:
-            inputs.append(self._array("bias", (geometry.out_channels,), bias))
+            inputs.append(self._array("bias", (geometry.out_channels,), bias, 0))
         return self._emit(
             "ConvTranspose",
             tuple(inputs),
@@ -115,7 +211,7 @@ class Emitter:
         )
 
     def _one(self) -> str:
-        return self._array("one", (), lambda: np.ones(()))
+        return self._array("one", (), plain(lambda: np.ones(())))
 
     def _plane(self, plane: Plane) -> str:
         """Ones over the positions of a map, whatever the size of its tensor."""
@@ -148,9 +244,10 @@ class Emitter:
         self.integers[name] = np.array(values, np.int64)
         return name
 
-    def _array(self, kind: str, shape: tuple[int, ...], compute: Load) -> str:
+    def _array(self, kind: str, shape: tuple[int, ...], load: Load, axis: int | None = None) -> str:
+        """A new constant, whose output channels lie on ``axis``."""
         name = self.fresh(f"{self.prefix}_fused_{kind}")
-        self.weights[name] = Weight(shape, compute)
+        self.weights[name] = Weight(shape, load, axis)
         return name
 
     def _emit(self, op_type: str, inputs: tuple[str, ...], **attributes: Any) -> str:
@@ -158,7 +255,3 @@ class Emitter:
         output = self.fresh(f"{self.root}_fused")
         self.nodes.append(NewNode(op_type, name, inputs, output, attributes))
         return output
-
-
-def _as_transposed(kernel: Load, geometry: Geometry) -> Load:
-    return lambda: weights.transposed(kernel(), geometry.groups)

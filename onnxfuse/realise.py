@@ -14,12 +14,12 @@ import numpy as np
 
 from onnxfuse.algebra import expression as ex
 from onnxfuse.algebra import padded, weights
-from onnxfuse.algebra.expression import Kernel
+from onnxfuse.algebra.expression import Kernel, Run
 from onnxfuse.algebra.form import UNIT, Facts, Term
 from onnxfuse.algebra.geometry import Geometry
 from onnxfuse.algebra.source import Source
 from onnxfuse.algebra.weights import Array
-from onnxfuse.emit import Emitter, Load, MapAt, NewNode, Weight
+from onnxfuse.emit import Emitter, Load, MapAt, NewNode, Weight, plain
 from onnxfuse.planning.known import channel_box
 from onnxfuse.planning.region import Region
 from onnxfuse.planning.written import (
@@ -45,11 +45,18 @@ class Replacement:
     weights: dict[str, Weight]
     integers: dict[str, Any]
     maps: dict[str, MapAt] = field(default_factory=dict)
+    memo: dict[int, Array] = field(default_factory=dict)
 
     @property
     def arrays(self) -> dict[str, Array]:
         """The folded weights by name."""
         return {name: weight.value for name, weight in self.weights.items()}
+
+    def forget(self) -> None:
+        """Keep no float64 array; what is needed again is folded again."""
+        self.memo.clear()
+        for weight in self.weights.values():
+            weight.forget()
 
     @property
     def root(self) -> str:
@@ -63,7 +70,9 @@ def realise(region: Region, fresh: Callable[[str], str], opset: int, facts: Fact
 
 
 def _embedded(kernel: Kernel, geometry: Geometry, memo: dict[int, Array]) -> Load:
-    return lambda: weights.embed(ex.fold(kernel, memo), kernel.geometry, geometry)
+    return Load.of(kernel, memo).then(
+        lambda rows, start: weights.embed(rows, kernel.geometry, geometry, start)
+    )
 
 
 def _values(source: Source, sizes: Mapping[str, Sequence[int]]) -> Array:
@@ -76,7 +85,11 @@ def _values(source: Source, sizes: Mapping[str, Sequence[int]]) -> Array:
 
 
 def _share(constant: Load, start: int, stop: int) -> Load:
-    return lambda: constant()[start:stop]
+    def compute(run: Run) -> Array:
+        first, last = (0, stop - start) if run is None else run
+        return constant((start + first, start + last))
+
+    return Load(compute, constant.size)
 
 
 class _Writer(Emitter):
@@ -130,7 +143,9 @@ class _Writer(Emitter):
             total = self._emit("Identity", (total,))
         root = self.region.root.tensor
         self.nodes[-1] = replace(self.nodes[-1], output=root)
-        return Replacement(self.region, tuple(self.nodes), self.weights, self.integers, self.maps)
+        return Replacement(
+            self.region, tuple(self.nodes), self.weights, self.integers, self.maps, self.memo
+        )
 
     def _laid_out(self, total: str) -> str:
         """``total`` with its axes where the form has them."""
@@ -150,7 +165,7 @@ class _Writer(Emitter):
         """The whole constant, to be folded later."""
         constant = self.cover.form.constant
         assert constant is not None
-        return lambda: ex.fold(constant, self.memo)
+        return Load.of(constant, self.memo)
 
     def _carries(self, term: Term) -> bool:
         return is_carrier(term, self.cover.affine)
@@ -170,31 +185,30 @@ class _Writer(Emitter):
         """A dense map of one tap: a Gemm with its bias, or a MatMul."""
         fan_in, fan_out = term.kernel.geometry.in_channels, term.kernel.geometry.out_channels
 
-        def matrix() -> Array:
-            return ex.fold(term.kernel, self.memo).reshape(fan_out, fan_in)
-
+        matrix = Load.of(term.kernel, self.memo).then(lambda rows, _: rows.reshape(-1, fan_in))
         source = self._selected(term)
         if kind == "MatMul":
-            turned = self._array("weight", (fan_in, fan_out), lambda: matrix().T)
-            return self._emit("MatMul", (source, turned))
-        inputs = [source, self._array("weight", (fan_out, fan_in), matrix)]
+            turned = matrix.then(lambda rows, _: rows.T)
+            return self._emit(
+                "MatMul", (source, self._array("weight", (fan_in, fan_out), turned, 1))
+            )
+        inputs = [source, self._array("weight", (fan_out, fan_in), matrix, 0)]
         if bias is not None or self.opset < 11:
-            inputs.append(self._array("bias", (fan_out,), bias or (lambda: np.zeros(fan_out))))
+            bias = bias or plain(lambda: np.zeros(fan_out))
+            inputs.append(self._array("bias", (fan_out,), bias, 0))
         return self._emit("Gemm", tuple(inputs), transB=1)
 
     def _affine(self, kind: str, term: Term, constant: Load | None) -> str:
         """A per-channel map as the operator that the region had it as."""
         count = term.kernel.geometry.out_channels
 
-        def scale() -> Array:
-            return ex.fold(term.kernel, self.memo)
-
+        scale = Load.of(term.kernel, self.memo)
         if kind == "BatchNormalization":
             parameters: dict[str, Load] = {
                 "scale": scale,
-                "bias": constant or (lambda: np.zeros(count)),
-                "mean": lambda: np.zeros(count),
-                "var": lambda: np.ones(count),
+                "bias": constant or plain(lambda: np.zeros(count)),
+                "mean": plain(lambda: np.zeros(count)),
+                "var": plain(lambda: np.ones(count)),
             }
             names = [self._array(kind, (count,), load) for kind, load in parameters.items()]
             return self._emit(
@@ -211,8 +225,9 @@ class _Writer(Emitter):
         if light:
             values = np.asarray(load()).reshape(-1)
             if np.all(values == values[0]):
-                return self._array(kind, (), lambda: values[0])
-        return self._array(kind, self._wide(channels), load)
+                return self._array(kind, (), plain(lambda: values[0]))
+        shape = self._wide(channels)
+        return self._array(kind, shape, load, self.order.index(1) if len(shape) > 1 else 0)
 
     def _wide(self, channels: int) -> tuple[int, ...]:
         """The shape of a per-channel constant that broadcasts against the sources' layout.
@@ -268,9 +283,8 @@ class _Writer(Emitter):
             pads = self._integers("pads", *amounts, *ends)
             # the default, written out: a converter to ncnn takes no Pad without it
             wide = self._emit("Pad", (term.source.name, pads, self._one()), mode="constant")
-        return self._conv_node(
-            wide, box, term.source.lengths, lambda: ex.fold(joined, self.memo), bias
-        )
+        kernel = Load.of(joined, self.memo)
+        return self._conv_node(wide, box, term.source.lengths, kernel, bias)
 
     def _with_known(self, known: Known, total: str, constant: Load | None) -> str:
         """``total`` plus the constant that varies in space; it takes the uniform one along."""
@@ -313,7 +327,7 @@ class _Writer(Emitter):
             )
 
         shape = (1, channels, *[size or 0 for size in terms[0].lengths])
-        name = self._array("map", shape, lambda: at(lengths))
+        name = self._array("map", shape, plain(lambda: at(lengths)))
         self.maps[name] = at
         return name
 
@@ -323,9 +337,8 @@ class _Writer(Emitter):
         assert shift is not None
         name, vector = self._standing(shift.source), shift.vector
         channels = shift.source.channels
-        added = self._spread(
-            "shift", channels, lambda: ex.fold(vector, self.memo), light=not vector.heavy
-        )
+        load = Load.of(vector, self.memo)
+        added = self._spread("shift", channels, load, light=not vector.heavy)
         self.prepared[shift.source.name] = self._emit("Add", (name, added))
 
     def _standing(self, source: Source) -> str:

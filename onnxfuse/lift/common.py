@@ -58,6 +58,11 @@ class View:
         """The array of a constant, widened."""
         return np.asarray(self.constants.value(name)).astype(np.float64)
 
+    def part(self, name: str, start: int, stop: int, axis: int = 0) -> Any:
+        """A run of a constant along one axis, widened; a mapped file is read no further."""
+        places = (slice(None),) * axis + (slice(start, stop),)
+        return np.asarray(self.constants.value(name)[places]).astype(np.float64)
+
     def dynamic(self, name: str, what: str) -> Refusal:
         """The refusal of an input that should be constant and is not."""
         if self.constants.overridable(name):

@@ -39,7 +39,12 @@ def lift_matmul(node: Node, view: View) -> Lifted | Refusal | None:
         stored: Array = view.float64(matrix).reshape(fan_in, fan_out)
         return stored.T
 
-    return Lifted.one(node, Linear("MatMul", len(read) - 1, (fan_out, fan_in), load), data)
+    def part(start: int, stop: int) -> Array:
+        found: Array = view.part(matrix, start, stop, len(sizes) - 1).reshape(fan_in, -1)
+        return found.T
+
+    law = Linear("MatMul", len(read) - 1, (fan_out, fan_in), load, part=part)
+    return Lifted.one(node, law, data)
 
 
 def is_bias(node: Node, view: View) -> bool:
@@ -78,10 +83,14 @@ def lift_gemm(node: Node, view: View) -> Lifted | Refusal | None:
         stored = view.float64(matrix)
         return np.asarray(alpha * (stored if turned else stored.T))
 
+    def part(start: int, stop: int) -> Array:
+        held = view.part(matrix, start, stop, 0 if turned else 1)
+        return np.asarray(alpha * (held if turned else held.T))
+
     bias = _bias(node, view, addend, fan_out) if addend else None
     if isinstance(bias, Refusal):
         return bias
-    return Lifted.one(node, Linear("Gemm", 1, (fan_out, fan_in), load, bias), data)
+    return Lifted.one(node, Linear("Gemm", 1, (fan_out, fan_in), load, bias, part), data)
 
 
 def _bias(node: Node, view: View, name: str, channels: int) -> Vector | Refusal:

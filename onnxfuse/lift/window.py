@@ -17,6 +17,7 @@ from onnxfuse.algebra.commuting import Pool
 from onnxfuse.algebra.form import Outer
 from onnxfuse.algebra.geometry import Axis, Geometry, Lengths
 from onnxfuse.algebra.laws import Convolve
+from onnxfuse.algebra.weights import Array
 from onnxfuse.lift.common import Lifted, View, unknown_shape
 from onnxfuse.model.graph import Node
 from onnxfuse.refusal import Code, Refusal
@@ -62,7 +63,12 @@ def lift_conv(node: Node, view: View) -> Lifted | Refusal | None:
         return axes
     geometry = Geometry(per_group * groups, out, groups, axes)
     name = "×".join(str(k) for k in kernel)
-    k = ex.leaf(f"Conv{name}", geometry, lambda: view.float64(weight))
+    k = ex.leaf(
+        f"Conv{name}",
+        geometry,
+        lambda: view.float64(weight),
+        lambda start, stop: view.part(weight, start, stop),
+    )
     b = ex.vector("b", out, lambda: view.float64(bias)) if bias else None
     return Lifted.one(node, Convolve(k, b), node.inputs[0])
 
@@ -99,7 +105,16 @@ def lift_conv_transpose(node: Node, view: View) -> Lifted | Refusal | None:
     )
     geometry = Geometry(channels, per_group * groups, groups, axes)
     name = "×".join(str(k) for k in kernel)
-    k = ex.leaf(f"ConvT{name}", geometry, lambda: weights.transposed(view.float64(weight), groups))
+
+    def part(start: int, stop: int) -> Array:
+        return weights.transposed(view.part(weight, start, stop, 1), 1)
+
+    k = ex.leaf(
+        f"ConvT{name}",
+        geometry,
+        lambda: weights.transposed(view.float64(weight), groups),
+        part if groups == 1 else None,
+    )
     b = ex.vector("b", geometry.out_channels, lambda: view.float64(bias)) if bias else None
     return Lifted.one(node, Convolve(k, b), node.inputs[0])
 

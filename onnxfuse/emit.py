@@ -111,10 +111,14 @@ class Weight:
     def _whole(self) -> bool:
         return max(self._load.size, self.size) <= LARGE
 
+    @property
+    def channels(self) -> int:
+        """Its output channels; 1 where they lie on no axis."""
+        return self.shape[self.axis] if self.axis is not None and self.shape else 1
+
     def runs(self) -> Iterator[tuple[int, int]]:
         """The runs of output channels to make it in; a single one where it is not large."""
-        channels = self.shape[self.axis] if self.axis is not None and self.shape else 1
-        step = channels
+        step = channels = self.channels
         if self.axis is not None and not self._whole:
             step = max(channels * LARGE // max(self._load.size, self.size), 1)
         for start in range(0, channels, step):

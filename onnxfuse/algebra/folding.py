@@ -19,7 +19,10 @@ Fold = Callable[[Sequence[Array]], Array]
 Run = tuple[int, int] | None
 """A run of output channels, first and last but one; ``None`` is all of them."""
 Rows = Callable[[int, int], tuple[Sequence[Run], Fold]]
-"""Which run of each part a run of the whole needs, and how it is computed from those."""
+"""Which run of each part a run of the whole needs, and how it is computed from those.
+
+An empty run is not handed over.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,7 +95,8 @@ def _step(node: Lazy, run: Run) -> tuple[list[tuple[Lazy, Run]], Fold]:
     if node.rows is None:
         return [(node, None)], lambda whole: whole[0][slice(*run)]
     runs, compute = node.rows(*run)
-    return list(zip(node.parts, runs, strict=True)), compute
+    needs = zip(node.parts, runs, strict=True)
+    return [(part, r) for part, r in needs if r is None or r[0] < r[1]], compute
 
 
 def largest(root: Lazy) -> int:

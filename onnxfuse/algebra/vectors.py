@@ -100,7 +100,10 @@ def join(constants: Sequence[tuple[Vector | None, int]]) -> Vector | None:
         rest = iter(arrays)
         counts = [0 if run is None else run[1] - run[0] for run in runs]
         return np.concatenate(
-            [np.zeros(n) if c is None else next(rest) for c, n in zip(held, counts, strict=True)]
+            [
+                next(rest) if c is not None and n else np.zeros(n)
+                for c, n in zip(held, counts, strict=True)
+            ]
         )
 
     def rows(start: int, stop: int) -> tuple[Sequence[Run], Fold]:

@@ -129,7 +129,7 @@ def response(kernel: Array, geometry: Geometry, vector: Array, start: int = 0) -
 
     Given the rows of a kernel from ``start`` on, theirs.
     """
-    sums = kernel.reshape(*kernel.shape[:2], -1).sum(axis=2)
+    sums = kernel.sum(axis=tuple(range(2, kernel.ndim)))
     if geometry.groups == 1:
         summed: Array = np.matmul(sums, vector)
         return summed

@@ -13,15 +13,22 @@ from typing import Any
 import numpy as np
 
 from onnxfuse.evaluate.linear import LINEAR
+from onnxfuse.evaluate.parts import Parts
 from onnxfuse.evaluate.tensor import TENSOR
 
 Attributes = Mapping[str, Any]
 Operator = Callable[[Attributes, Sequence[Any]], list[Any]]
 
 OPERATORS: Mapping[str, Operator] = {**TENSOR, **LINEAR}
+IN_PIECES = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+"""Operators whose second input is read in pieces where it is given as `Parts`."""
 
 
 def evaluate(op_type: str, attributes: Attributes, inputs: Sequence[Any]) -> list[Any]:
     """The outputs of one node. Raises ``KeyError`` for an operator not in `OPERATORS`."""
+    inputs = [
+        x.whole() if isinstance(x, Parts) and not (at == 1 and op_type in IN_PIECES) else x
+        for at, x in enumerate(inputs)
+    ]
     with np.errstate(all="ignore"):
         return [np.asarray(out) for out in OPERATORS[op_type](attributes, inputs)]

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from math import prod
 from typing import Any
 
 import numpy as np
 
+from onnxfuse.evaluate.parts import LARGE, Parts, pieces
 from onnxfuse.evaluate.tensor import bounded, elementwise
 
 Arrays = Sequence[Any]
 EPSILON = float(np.float32(1e-5))
 """BatchNormalization's default; attributes are float32."""
-MAX_WINDOWS = 1 << 24
+MAX_WINDOWS = 1 << 22
 """Elements that a convolution gathers at once: windows are multiplied in runs of taps."""
 
 
@@ -41,17 +42,36 @@ def conv(attributes: Mapping[str, Any], inputs: Arrays) -> list[Any]:
     taps = list(product(*map(range, w.shape[2:])))
     positions = prod(lengths)
     at_once = max(MAX_WINDOWS // max(x.shape[0] * x.shape[1] * positions, 1), 1)
-    total = np.zeros((batch, groups, out // groups, positions), x.dtype)
+    total = np.zeros((batch, out, positions), x.dtype)
     for first in range(0, len(taps), at_once):
         some = taps[first : first + at_once]
         seen = np.stack([_tap(x, tap, strides, dilations, lengths) for tap in some], axis=2)
         seen = seen.reshape(batch, groups, per_group * len(some), positions)
-        factor = np.stack([w[(slice(None), slice(None), *tap)] for tap in some], axis=2)
-        total += np.matmul(factor.reshape(groups, out // groups, -1)[None], seen)
-    y = total.reshape(batch, out, *lengths)
-    if len(inputs) > 2 and inputs[2] is not None:
-        y = y + inputs[2].reshape(1, -1, *[1] * rank)
-    return [y]
+        for start, stop, rows in _rows(w, groups):
+            among = slice(start * groups // out, -(-stop * groups // out))
+            some_taps = slice(first, first + len(some))
+            factor = rows.reshape(stop - start, per_group, len(taps))[:, :, some_taps]
+            count = among.stop - among.start
+            factor = factor.reshape(count, (stop - start) // count, per_group * len(some))
+            part = np.matmul(factor[None], seen[:, among])
+            total[:, start:stop] += part.reshape(batch, stop - start, positions)
+    return _biased(total.reshape(batch, out, *lengths), inputs)
+
+
+def _rows(w: Any, groups: int) -> Iterator[tuple[int, int, Any]]:
+    """The rows of a kernel, in runs that lie in one group or take groups whole."""
+    if not isinstance(w, Parts):
+        yield 0, w.shape[0], w
+        return
+    fan_out = w.shape[0] // groups
+    step = max(w.shape[0] * LARGE // prod(w.shape), 1)
+    step = step // fan_out * fan_out or step
+    start = 0
+    while start < w.shape[0]:
+        edge = w.shape[0] if step >= fan_out else (start // fan_out + 1) * fan_out
+        stop = min(start + step, edge)
+        yield start, stop, w.take(0, start, stop)
+        start = stop
 
 
 def _tap(x: Any, tap: Sequence[int], strides: Any, dilations: Any, lengths: Any) -> Any:
@@ -178,6 +198,11 @@ def conv_transpose(attributes: Mapping[str, Any], inputs: Arrays) -> list[Any]:
     """``x (N, C, *X)``, ``w (C, O/g, *k)``: each position of x spreads the kernel over y."""
     x, w = inputs[0], inputs[1]
     rank, groups = w.ndim - 2, attributes.get("group", 1)
+    if isinstance(w, Parts):
+        if groups == 1:
+            found = [conv_transpose(attributes, [x, part])[0] for *_, part in pieces(w, 1)]
+            return _biased(np.concatenate(found, axis=1), inputs)
+        w = w.whole()
     strides = attributes.get("strides") or [1] * rank
     dilations = attributes.get("dilations") or [1] * rank
     pads = list(attributes.get("pads") or [0] * (2 * rank))
@@ -206,9 +231,13 @@ def conv_transpose(attributes: Mapping[str, Any], inputs: Arrays) -> list[Any]:
         y[(slice(None), slice(None), slice(None), *places)] += part
     y = y.reshape(batch, out, *full)
     crop = [slice(p, n - q) for p, q, n in zip(pads[:rank], pads[rank:], full, strict=True)]
-    y = y[(slice(None), slice(None), *crop)]
+    return _biased(y[(slice(None), slice(None), *crop)], inputs)
+
+
+def _biased(y: Any, inputs: Arrays) -> list[Any]:
+    """A result (N, C, *Y) plus the bias (C,) that may be the third input."""
     if len(inputs) > 2 and inputs[2] is not None:
-        y = y + inputs[2].reshape(1, -1, *[1] * rank)
+        y = y + inputs[2].reshape(1, -1, *[1] * (y.ndim - 2))
     return [y]
 
 
@@ -216,9 +245,11 @@ def gemm(attributes: Mapping[str, Any], inputs: Arrays) -> list[Any]:
     """``alpha · A · B + beta · C``, A and B transposed where that is asked for."""
     a, b = inputs[0], inputs[1]
     a = a.T if attributes.get("transA", 0) else a
-    b = b.T if attributes.get("transB", 0) else b
-    bounded([a.shape[0], b.shape[1]])
-    y = np.asarray(attributes.get("alpha", 1.0), a.dtype) * np.matmul(a, b)
+    turned = bool(attributes.get("transB", 0))
+    axis = 0 if turned else 1
+    bounded([a.shape[0], b.shape[axis]])
+    product = [np.matmul(a, part.T if turned else part) for *_, part in pieces(b, axis)]
+    y = np.asarray(attributes.get("alpha", 1.0), a.dtype) * np.concatenate(product, axis=1)
     if len(inputs) > 2 and inputs[2] is not None:
         y = y + np.asarray(attributes.get("beta", 1.0), y.dtype) * inputs[2]
     return [y]

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from onnxfuse.evaluate.parts import pieces
+
 Arrays = Sequence[Any]
 Attributes = Mapping[str, Any]
 
@@ -148,7 +150,8 @@ def einsum(attributes: Attributes, inputs: Arrays) -> list[Any]:
 def matmul(attributes: Attributes, inputs: Arrays) -> list[Any]:
     a, b = inputs
     bounded([*a.shape[:-1], *b.shape[-1:]])
-    return [np.matmul(a, b)]
+    found = [np.matmul(a, part) for *_, part in pieces(b, b.ndim - 1)]
+    return found if len(found) == 1 else [np.concatenate(found, axis=-1)]
 
 
 def cast(attributes: Attributes, inputs: Arrays) -> list[Any]:

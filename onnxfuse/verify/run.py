@@ -10,9 +10,11 @@ import numpy as np
 
 from onnxfuse.algebra.form import usual_size
 from onnxfuse.algebra.laws import Alias
+from onnxfuse.emit import Weight
 from onnxfuse.errors import ProofError
-from onnxfuse.evaluate import evaluate
+from onnxfuse.evaluate import IN_PIECES, evaluate
 from onnxfuse.evaluate.linear import LINEAR
+from onnxfuse.evaluate.parts import LARGE, Parts
 from onnxfuse.evaluate.tensor import TENSOR
 from onnxfuse.lift import View
 from onnxfuse.model.graph import Node
@@ -34,7 +36,8 @@ DOUBLE = Arithmetic(np.float64, np.float64)
 def rounded(array: Any, arithmetic: Arithmetic) -> Any:
     """An array as it is kept in an arithmetic: rounded to its storage, widened to compute."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.asarray(array).astype(arithmetic.store).astype(arithmetic.compute)
+        stored = np.asarray(array).astype(arithmetic.store, copy=False)
+        return stored.astype(arithmetic.compute, copy=False)
 
 
 def run_original(
@@ -69,7 +72,9 @@ def run_original(
             continue
         node = view.graph.producer.get(name)
         if view.constants.known(name):
-            values[name] = _constant(view.constants.value(name), arithmetic, magnitude)
+            stored = view.constants.value(name)
+            pieces = name not in borders
+            values[name] = _constant(stored, arithmetic, magnitude, pieces=pieces)
             if name in borders and magnitude and values[name].dtype.kind == "f":
                 values[name] = np.maximum(values[name], usual_size(values[name]))
             continue
@@ -80,7 +85,7 @@ def run_original(
         if missing:
             stack += missing
             continue
-        arrays = [values[n] if n else None for n in node.inputs]
+        arrays = [_read(values[n], node, at) if n else None for at, n in enumerate(node.inputs)]
         outputs = _known_outputs(node, view, arrays, magnitude and node.index in interior)
         if outputs[0] is UNKNOWN and node.index in aliases:  # what it ignores need not be known
             outputs = [values[aliases[node.index]]]
@@ -136,11 +141,31 @@ def _stored(array: Any, arithmetic: Arithmetic) -> Any:
     return rounded(array, arithmetic)
 
 
-def _constant(array: Any, arithmetic: Arithmetic, magnitude: bool) -> Any:
+def _constant(array: Any, arithmetic: Arithmetic, magnitude: bool, *, pieces: bool) -> Any:
+    """A constant as an arithmetic has it; a large one is left where it is, to be read in pieces."""
     if array.dtype.kind not in "fV" and array.dtype.name != "bfloat16":
         return np.asarray(array)
-    wide = rounded(array, arithmetic)
-    return np.abs(wide) if magnitude else wide
+
+    def wide(part: Any) -> Any:
+        found = rounded(part, arithmetic)
+        return np.abs(found) if magnitude else found
+
+    if not pieces or array.size <= LARGE:
+        return wide(array)
+    dtype = np.dtype(arithmetic.compute)
+    return Parts(array.shape, dtype, lambda *run: wide(array[places(*run)]))
+
+
+def places(axis: int, start: int, stop: int) -> tuple[slice, ...]:
+    """The index of a run along one axis."""
+    return (slice(None),) * axis + (slice(start, stop),)
+
+
+def _read(value: Any, node: Node, position: int) -> Any:
+    """A value as a node takes it: in pieces if it can."""
+    if isinstance(value, Parts) and not (position == 1 and node.op_type in IN_PIECES):
+        return value.whole()
+    return value
 
 
 def _evaluate(node: Node, view: View, arrays: list[Any], magnitude: bool) -> list[Any]:
@@ -198,8 +223,19 @@ _MAGNITUDE: dict[str, Callable[[Node, Any, list[Any]], list[Any]]] = {
 }
 
 
+Watch = Callable[[str, int, int, Any], None]
+"""Is shown each run of each weight as it is folded."""
+
+
+def _unseen(name: str, start: int, stop: int, part: Any) -> None:
+    """Nobody looks."""
+
+
 def run_replacement(
-    replacement: Replacement, inputs: Mapping[str, Any], arithmetic: Arithmetic
+    replacement: Replacement,
+    inputs: Mapping[str, Any],
+    arithmetic: Arithmetic,
+    watch: Watch = _unseen,
 ) -> Any:
     """The root tensor by the new nodes; weights are unrounded where ``arithmetic`` is double."""
     values: dict[str, Any] = {**inputs, **replacement.integers}
@@ -212,7 +248,10 @@ def run_replacement(
         values[name] = rounded(source.load(), arithmetic)
     for name, weight in replacement.weights.items():
         at = replacement.maps.get(name)
-        values[name] = rounded(weight.value if at is None else at(sizes), arithmetic)
+        if at is not None:
+            values[name] = rounded(at(sizes), arithmetic)
+        else:
+            values[name] = _weight(name, weight, arithmetic, watch)
     for node in replacement.nodes:
         arrays = [values[name] for name in node.inputs]
         if node.op_type == "Shape":
@@ -222,3 +261,26 @@ def run_replacement(
         output = evaluate(node.op_type, node.attributes, arrays)[0]
         values[node.output] = _stored(output, arithmetic)
     return values[replacement.root]
+
+
+def _weight(name: str, weight: Weight, arithmetic: Arithmetic, watch: Watch) -> Any:
+    """A weight as an arithmetic has it; a large one is folded, or read where it is, in pieces."""
+    exact = arithmetic == DOUBLE
+    if not exact and weight.stored is not None:
+        stored = weight.stored.array
+        return _constant(stored, arithmetic, False, pieces=True)
+    if weight.size <= LARGE:
+        value = weight.value
+        if exact:
+            watch(name, 0, weight.channels, value)
+        return rounded(value, arithmetic)
+
+    def take(axis: int, start: int, stop: int) -> Any:
+        if axis != weight.axis:
+            return rounded(weight.value[places(axis, start, stop)], arithmetic)
+        part = weight.part(start, stop)
+        if exact:
+            watch(name, start, stop, part)
+        return rounded(part, arithmetic)
+
+    return Parts(weight.shape, np.dtype(arithmetic.compute), take)

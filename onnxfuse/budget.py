@@ -40,7 +40,7 @@ def amount(value: object, option: str) -> int:
     if found is None or isinstance(value, bool) or ("." in text and not found[2]):
         raise InputError(f"{option}: {value!r} is not a size; write 200, 5.1M or 12MB")
     number, suffix, binary, unit = found.groups()
-    if (binary or unit) and LIMITS.get(option) != "bytes":
+    if (binary or unit) and LIMITS.get(option, "bytes") != "bytes":
         raise InputError(f"{option}: {value!r} counts bytes, but this limit does not")
     base = 1024 if binary else 1000
     return int(Decimal(number) * base ** _SUFFIXES[suffix.upper()])

@@ -160,6 +160,11 @@ def _policy(value: Any, key: str) -> str:
     return str(value)
 
 
+def _bytes(value: Any, key: str) -> Any:
+    amount(value, key)
+    return value
+
+
 def _growth(value: Any, key: str) -> str:
     growth(value, key)
     return str(value)
@@ -176,6 +181,8 @@ KEYS: dict[str, Check] = {
     "freeze-initializers": _flag,
     "assume-inference": _flag,
     "verify": _flag,
+    "external-data": _text,
+    "external-data-threshold": _bytes,
     "format": _format,
     "no-fusible": _flag,
     "budget-only": _flag,

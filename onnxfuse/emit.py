@@ -19,8 +19,9 @@ from onnxfuse.algebra.geometry import Geometry, Lengths
 from onnxfuse.algebra.source import Plane
 from onnxfuse.algebra.weights import Array
 
-LARGE = 1 << 20
-"""Constants that read more elements at once are made in pieces, and not kept."""
+LARGE, PIECE = 1 << 20, 1 << 17
+"""Constants that read more elements than the first are made in pieces of the second, which the
+caches of a processor hold, and are not kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ class Weight:
         """The runs of output channels to make it in; a single one where it is not large."""
         step = channels = self.channels
         if self.axis is not None and not self._whole:
-            step = max(channels * LARGE // max(self._load.size, self.size), 1)
+            step = max(channels * PIECE // max(self._load.size, self.size), 1)
         for start in range(0, channels, step):
             yield start, min(start + step, channels)
 

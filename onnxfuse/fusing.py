@@ -13,14 +13,18 @@ import onnx
 
 from onnxfuse import describe
 from onnxfuse.errors import InputError, within
+from onnxfuse.evaluate.parts import recycle
 from onnxfuse.layout import Relaid
 from onnxfuse.model import freeze, io, tensors
 from onnxfuse.model.freeze import Changes
+from onnxfuse.model.rooted import rooted
+from onnxfuse.model.saving import Output
 from onnxfuse.model.shapes import Shape
+from onnxfuse.model.store import Store
 from onnxfuse.options import Options, Progress
 from onnxfuse.records import Kept, RegionError, RegionReport, Report, Verification
 from onnxfuse.refusal import Code
-from onnxfuse.rounds import Pass, Rounds, size_of
+from onnxfuse.rounds import Pass, Rounds, data_size
 from onnxfuse.scopes import Work, counted, work
 from onnxfuse.version import __version__
 
@@ -43,6 +47,8 @@ def _quiet(stage: str, done: int, total: int) -> None:
 
 def read(model: Any) -> io.Loaded:
     """A model from a path or a ModelProto, with the bytes it came from."""
+    if isinstance(model, io.Loaded):
+        return model
     if isinstance(model, str | os.PathLike):
         return io.load(model)
     if isinstance(model, onnx.ModelProto):
@@ -97,37 +103,55 @@ def explain_model(
     ]
 
 
-def fuse_model(model: Any, options: Options, progress: Progress = _quiet) -> Result:
-    """Fuse a model and prove the result; raises `ProofError` where that fails."""
+def fuse_model(
+    model: Any, options: Options, progress: Progress = _quiet, output: Output | None = None
+) -> Result:
+    """Fuse a model and prove the result; raises `ProofError` where that fails.
+
+    ``output`` decides where the weights of a model lie that is to be written.
+    """
     if options.save_repro is not None:
         from onnxfuse.verify.repro import check_place
 
         check_place(options.save_repro)
-    loaded, done, changes = _worked(model, options, progress, dry=False)
+    store = None if output is None else output.store
+    loaded, done, changes = _worked(model, options, progress, dry=False, store=store)
     with _saving(done, options):
         proved = _records(done, progress)
     records = [record for found in proved for record in found]
-    data = io.serialise(done.model) if records or changes.any else loaded.data
+    data = loaded.data
+    if output is not None and (records or changes.any or output.asked):
+        model, data = output.settled(done.model)
+        done = replace(done, model=model)
+    elif records or changes.any:
+        data = io.serialise(done.model)
     verification = Verification("skipped", notes=("nothing was fused",))
     if records:
         verification = Verification("skipped", notes=("--no-verify was given",))
     if records and options.verify:
         with _saving(done, options):
-            verification = _verify_whole(loaded, done, proved, options, progress)
+            verification = _verify_whole(loaded, done, proved, options, progress, output)
         if verification.runs:
             notes = (*changes.judged, *verification.notes)
             verification = replace(verification, notes=notes)
-    return Result(done.model, _reported(loaded, done, records, verification, changes, data), data)
+    report = _reported(loaded, done, records, verification, changes, data, output)
+    return Result(done.model, report, data)
 
 
 def _worked(
-    model: Any, options: Options, progress: Progress, *, dry: bool
+    model: Any,
+    options: Options,
+    progress: Progress,
+    *,
+    dry: bool,
+    store: Store | None = None,
 ) -> tuple[io.Loaded, Work, Changes]:
     """A model as the switches take it, the work on that, and what they changed.
 
     Data files are looked at where not ``dry``.
     """
     given = read(model)
+    recycle()
     if options.judged:
         from onnxfuse.verify.given import check
 
@@ -136,7 +160,7 @@ def _worked(
     if given.base is not None and not dry:
         io.check_data(given.model, given.base)
     loaded, changes = freeze.changed(given, **switches)
-    done = work(loaded, options, progress, dry=dry)
+    done = work(loaded, options, progress, dry=dry, store=store)
     if changes.any:
         marked = freeze.noted(done.model, changes, __version__)
         done = replace(done, model=marked, before=counted(given, options)[0])
@@ -203,16 +227,20 @@ def _reported(
     verification: Verification | None,
     changes: Changes,
     data: bytes = b"",
+    output: Output | None = None,
 ) -> Report:
     after = done.before
-    if records or changes.any:
-        after = done.count(size_of(loaded, done.model, data or io.serialise(done.model)))
+    if records or changes.any or (output is not None and output.asked):
+        own = "" if output is None else output.data.location
+        size = len(data or io.serialise(done.model)) + data_size(done.model, loaded.base, own)
+        after = done.count(size + (0 if output is None else output.data.size))
     assumed = done.main.problem.view.shapes.assumed
     kept = _kept(done)
     report = Report(
         __version__, False, tuple(records), kept, done.before, after, verification, assumed
     )
-    return _stated(report, done, changes)
+    stated = _stated(report, done, changes)
+    return stated if output is None else replace(stated, notes=(*stated.notes, *output.notes))
 
 
 def _kept(done: Work) -> tuple[Kept, ...]:
@@ -242,6 +270,7 @@ def _prove(found: Pass, progress: Progress) -> list[RegionError]:
         kind = found.plan.shapes.type_of(replacement.root)
         dtype, roundoff = tensors.dtype_of(kind), tensors.FLOATS[kind]
         errors.append(prove(replacement, found.plan.view, dtype, roundoff))
+        replacement.forget()
     return errors
 
 
@@ -251,6 +280,7 @@ def _verify_whole(
     proved: Sequence[Sequence[RegionReport]],
     options: Options,
     progress: Progress,
+    output: Output | None,
 ) -> Verification:
     from onnxfuse.verify.nested import Body, fractions
     from onnxfuse.verify.subject import Subject
@@ -264,22 +294,24 @@ def _verify_whole(
         if records
     ]
     floats = fractions(rounds.original[1].types for rounds in done.all)
-    base = None if loaded.base is None else str(loaded.base.resolve())
+    places = {} if output is None else {output.data.location: output.data.path}
     approximate = any(record.approximate for records in proved for record in records)
-    subject = Subject(
-        loaded.model,
-        done.model,
-        graph,
-        found.types,
-        regions,
-        base,
-        approximate,
-        bodies,
-        floats,
-        done.before.macs,
-        _watched(regions, found.nominal),
-    )
-    return verify(subject, options, lambda text: progress(f"running {text}", 0, 0))
+    with rooted([(loaded.model, {}), (done.model, places)], loaded.base) as (models, base):
+        original, fused = models
+        subject = Subject(
+            original,
+            fused,
+            graph,
+            found.types,
+            regions,
+            base,
+            approximate,
+            bodies,
+            floats,
+            done.before.macs,
+            _watched(regions, found.nominal),
+        )
+        return verify(subject, options, lambda text: progress(f"running {text}", 0, 0))
 
 
 def _watched(regions: Iterable[str], shapes: Mapping[str, Shape]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxfuse.algebra.weights import Array
+from onnxfuse.emit import PIECE
 from onnxfuse.lift import View
 from onnxfuse.model.graph import Node
 from onnxfuse.realise import Replacement
@@ -18,7 +18,7 @@ KERNELS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def spread(
-    name: str, kernel: Array, op_type: str, attributes: Mapping[str, Any] = MappingProxyType({})
+    name: str, kernel: Any, op_type: str, attributes: Mapping[str, Any] = MappingProxyType({})
 ) -> Spread:
     """``max |w|`` over each output channel of a kernel.
 
@@ -28,8 +28,20 @@ def spread(
     axis = {"Conv": 0, "ConvTranspose": 1}.get(op_type, kernel.ndim - 1)
     if op_type == "Gemm" and attributes.get("transB", 0):
         axis = 0
-    peaks = np.abs(np.moveaxis(kernel, axis, 0).reshape(kernel.shape[axis], -1)).max(axis=1)
+    peaks = _peaks(kernel, axis)
     return Spread(name, float(peaks.min()), float(np.median(peaks)), float(peaks.max()))
+
+
+def _peaks(kernel: Any, axis: int) -> Any:
+    """The greatest magnitude at each position of an axis; a mapped file is read in pieces."""
+    step = max(len(kernel) * PIECE // max(kernel.size, 1), 1)
+    others = tuple(at for at in range(kernel.ndim) if at != axis)
+    found = []
+    for start in range(0, len(kernel), step):
+        part = kernel[start : start + step]
+        greatest, least = (part.max(axis=others), part.min(axis=others))
+        found.append(np.maximum(greatest.astype(np.float64), -least.astype(np.float64)))
+    return np.concatenate(found) if axis == 0 else np.maximum.reduce(found)
 
 
 def standing(nodes: Sequence[Node], view: View) -> tuple[Spread, ...]:
@@ -38,7 +50,8 @@ def standing(nodes: Sequence[Node], view: View) -> tuple[Spread, ...]:
     for node in nodes:
         name = node.input(1)
         if node.op_type in KERNELS and name not in found and view.constants.known(name):
-            found[name] = spread(name, view.float64(name), node.op_type, node.attributes)
+            kernel = np.asarray(view.constants.value(name))
+            found[name] = spread(name, kernel, node.op_type, node.attributes)
     return tuple(found.values())
 
 
@@ -51,4 +64,5 @@ def _written(replacement: Replacement) -> Iterator[Spread]:
     for node in replacement.nodes:
         weight = replacement.weights.get(node.inputs[1]) if len(node.inputs) > 1 else None
         if node.op_type in KERNELS and weight is not None:
-            yield spread(node.inputs[1], weight.value, node.op_type, node.attributes)
+            kernel = weight.value if weight.stored is None else weight.stored.array
+            yield spread(node.inputs[1], kernel, node.op_type, node.attributes)

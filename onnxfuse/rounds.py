@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import onnx
 
@@ -21,6 +22,7 @@ from onnxfuse.model import io, shapes, splice, tensors
 from onnxfuse.model.constants import Constants, analyse
 from onnxfuse.model.graph import Graph
 from onnxfuse.model.shapes import Shape, Shapes
+from onnxfuse.model.store import Memory, Store
 from onnxfuse.options import Options, Progress
 from onnxfuse.planning.cost import POLICIES
 from onnxfuse.planning.problem import Problem
@@ -31,6 +33,8 @@ from onnxfuse.realise import Replacement, realise
 from onnxfuse.refusal import Code, Refusal
 from onnxfuse.version import __version__
 
+KEPT = 1 << 23
+"""Elements of fused weights that are kept in float64 from round to proof; more are folded again."""
 MAX_PASSES = 8
 """Rounds of planning; each lowers the estimate, so a few reach the end."""
 
@@ -53,10 +57,15 @@ class Plan:
         return [region for region in self.regions.values() if region.replaced]
 
 
-def size_of(loaded: io.Loaded, model: onnx.ModelProto | None = None, data: bytes = b"") -> int:
+def size_of(loaded: io.Loaded) -> int:
     """Bytes of a model with the external data it refers to."""
-    files = io.data_files(model or loaded.model, loaded.base) if loaded.base else {}
-    return len(data or loaded.data) + sum(place.stat().st_size for place in files.values())
+    return len(loaded.data) + data_size(loaded.model, loaded.base)
+
+
+def data_size(model: onnx.ModelProto, base: Path | None, own: str = "") -> int:
+    """Bytes of the external data that a model refers to, but for that in the file ``own``."""
+    files = io.data_files(model, base, own) if base else {}
+    return sum(place.stat().st_size for place in files.values())
 
 
 def prepare(loaded: io.Loaded, options: Options) -> tuple[Graph, Shapes, Constants]:
@@ -163,13 +172,15 @@ class Pass:
 class Given:
     """What every round is given. ``dry`` reads no kernel: constants have shapes only.
 
-    ``pending`` are the constants that rounds have made, which no file holds yet.
+    ``pending`` are the constants that rounds have made, which no file holds yet; what is written
+    of them goes to the ``store``.
     """
 
     options: Options
     progress: Progress
     dry: bool
     pending: dict[str, Weight]
+    store: Store = field(default_factory=Memory)
 
 
 @dataclass(slots=True)
@@ -229,11 +240,11 @@ class Rounds:
                 self.laid.append(moved)
                 model = valid(moved.model, index[0])
                 index = analysed(model)
-            found = _one_pass(*index, given.options, given.progress, dry=given.dry)
+            found = _one_pass(*index, given)
             self.passes.append(found)
             if not found.replacements:
                 break
-            model = _spliced(model, found, dry=given.dry)
+            model = _spliced(model, found, given)
             for replacement in found.replacements:
                 given.pending.update(replacement.weights)
             index = analysed(model)
@@ -246,30 +257,30 @@ def _build(nodes: list[NewNode]) -> list[onnx.NodeProto]:
     return node_protos(nodes) if nodes else []
 
 
-def _one_pass(
-    graph: Graph,
-    found: Shapes,
-    constants: Constants,
-    options: Options,
-    progress: Progress,
-    *,
-    dry: bool,
-) -> Pass:
+def _one_pass(graph: Graph, found: Shapes, constants: Constants, given: Given) -> Pass:
     """The plan with its operators; a region whose weights overflow is forbidden and replanned."""
+    store = given.store if _stores_apart(graph) else Memory()
+    mark = store.mark()
     forbidden: frozenset[str] = frozenset()
     overflows: list[Refusal] = []
     while True:
-        plan = make_plan(graph, found, constants, options, forbidden)
+        plan = make_plan(graph, found, constants, given.options, forbidden)
         fresh = splice.fresh_names(graph)
         made: list[Replacement] = []
         bad: set[str] = set()
-        replaced = plan.replaced
+        kept, replaced = 0, plan.replaced
         for index, region in enumerate(replaced):
-            progress("fusing", index, len(replaced))
+            given.progress("fusing", index, len(replaced))
             replacement = realise(region, fresh, graph.opset, plan.problem.facts)
             made.append(replacement)
             kind = found.type_of(replacement.root)
-            if not dry and splice.overflowing(replacement, kind) is not None:
+            if given.dry:
+                continue
+            finite = splice.store_weights(replacement, kind, store)
+            kept += sum(weight.size for weight in replacement.weights.values())
+            if kept > KEPT:
+                replacement.forget()
+            if not finite:
                 bad.add(replacement.root)
                 overflows.append(
                     Refusal(
@@ -281,9 +292,15 @@ def _one_pass(
         if not bad:
             return Pass(plan, made, overflows)
         forbidden |= bad
+        store.back_to(mark)
 
 
-def _spliced(model: onnx.ModelProto, found: Pass, *, dry: bool) -> onnx.ModelProto:
+def _stores_apart(graph: Graph) -> bool:
+    """Whether new weights may lie in a data file: initializers of the main graph may."""
+    return graph.outside is None and graph.model.ir_version >= tensors.FREE_INITIALIZERS
+
+
+def _spliced(model: onnx.ModelProto, found: Pass, given: Given) -> onnx.ModelProto:
     fused = onnx.ModelProto()
     fused.CopyFrom(model)
     splice.splice(
@@ -293,7 +310,8 @@ def _spliced(model: onnx.ModelProto, found: Pass, *, dry: bool) -> onnx.ModelPro
         found.replacements,
         _build,
         __version__,
-        dry=dry,
+        dry=given.dry,
+        location=given.store.location,
     )
     return valid(fused, found.plan.graph)
 

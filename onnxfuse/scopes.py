@@ -21,6 +21,7 @@ from onnxfuse.model.constants import Constants, analyse
 from onnxfuse.model.graph import Graph, all_names
 from onnxfuse.model.scopes import Callee, Scope
 from onnxfuse.model.shapes import Shape, Shapes
+from onnxfuse.model.store import Memory, Store
 from onnxfuse.model.totals import count
 from onnxfuse.options import Options, Progress
 from onnxfuse.records import Counts, Kept
@@ -69,14 +70,22 @@ class Work:
         return [one for rounds in self.all for one in rounds.passes]
 
 
-def work(loaded: io.Loaded, options: Options, progress: Progress, *, dry: bool) -> Work:
+def work(
+    loaded: io.Loaded,
+    options: Options,
+    progress: Progress,
+    *,
+    dry: bool,
+    store: Store | None = None,
+) -> Work:
     """Plan and replace in all graphs until nothing is left to gain.
 
-    So a second run changes nothing. ``dry`` reads no kernel: constants have shapes only.
+    So a second run changes nothing. ``dry`` reads no kernel: constants have shapes only. What is
+    written goes to the ``store``.
     """
     index = prepare(loaded, options)
     given_index = index
-    every = Given(options, progress, dry, {})
+    every = Given(options, progress, dry, {}, store or Memory())
     sizes = dict(options.input_shapes or {})
     main, below = Rounds(index), _Below(loaded.base, every)
     model = loaded.model

@@ -121,6 +121,7 @@ def test_every_weight_of_a_fused_model_in_pieces(chunk, monkeypatch):
         whole = [weight.value for weight in weights]
         with monkeypatch.context() as patched:
             patched.setattr(emit, "LARGE", 8)
+            patched.setattr(emit, "PIECE", 8)
             for weight, array in zip(weights, whole, strict=True):
                 weight.forget()
                 np.testing.assert_allclose(weight.value, array, rtol=1e-13, atol=1e-13)
@@ -153,7 +154,7 @@ def test_operators_read_their_kernels_in_pieces(kind, attributes, data, held, mo
     x, w = (generator.integers(-4, 5, shape).astype(float) for shape in (data, held))
     expected = evaluate(kind, attributes, [x, w])[0]
     for room in (parts, linear):
-        monkeypatch.setattr(room, "LARGE", most)
+        monkeypatch.setattr(room, "PIECE", most)
     longest = 0
 
     def take(axis: int, start: int, stop: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 TYPE_CHECKING = False
@@ -12,6 +13,8 @@ if TYPE_CHECKING:  # typing itself takes a while to load
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     try:
+        # proofs multiply small matrices: threads would only wait for each other
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         from onnxfuse.cli import command
 
         return command.run(sys.argv[1:] if arguments is None else arguments)

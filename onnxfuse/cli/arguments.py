@@ -80,6 +80,16 @@ def fuse_parser() -> argparse.ArgumentParser:
         default=None,
         help="skip the run of the whole model in onnxruntime (regions are always proved)",
     )
+    found.add_argument(
+        "--external-data",
+        metavar="FILE",
+        help="keep the weights in this file beside OUT (a model over 2 GiB gets one by itself)",
+    )
+    found.add_argument(
+        "--external-data-threshold",
+        metavar="SIZE",
+        help="smaller weights stay in the model where it has a data file (default 1KiB)",
+    )
     _add_run(found)
     _add_tolerance(found, "the original", "the derived one; regions are proved as ever")
     found.add_argument(

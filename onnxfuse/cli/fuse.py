@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from onnxfuse.budget import amount
 from onnxfuse.cli.examine import (
     Watched,
     examined,
@@ -24,13 +25,15 @@ from onnxfuse.version import __version__
 
 def run(chosen: argparse.Namespace) -> Outcome:
     """Fuse one model; everything that can fail comes before the first file is written."""
-    from onnxfuse.model import io
+    from onnxfuse.model import io, saving
 
     wanted = options(chosen)
     place = io.check_output(chosen.output)
     page = page_place(chosen, chosen.input, chosen.output)
     outputs = filter(None, (chosen.output, chosen.report))
     carried = io.check_kept(chosen.input, place.parent, outputs)
+    if chosen.external_data is not None:
+        saving.check_file(chosen.external_data, place, chosen.input, chosen.report)
     orphans = left(place, page, *carried)
     found = examined(chosen.input, lambda: _fuse(chosen, wanted, place, page))
     notes = () if found.failure is not None else (*said((found,)), *unmatched(wanted, chosen))
@@ -43,14 +46,18 @@ def run(chosen: argparse.Namespace) -> Outcome:
 def _fuse(chosen: argparse.Namespace, wanted: Watched, place: Path, page: Path | None) -> Examined:
     from onnxfuse.fusing import fuse_model
     from onnxfuse.model import io
+    from onnxfuse.model.saving import Output
 
-    with progress(enabled=not chosen.quiet) as report:
-        result = fuse_model(chosen.input, wanted, report)
-    found = Examined(chosen.input, result.report, output=chosen.output)
-    notes = (*said((found,)), *unmatched(wanted, chosen))
-    drawn = page_data(page, Outcome("fuse", (found,), None, __version__, notes))
-    io.carry_external_data(result.model, io.base_of(chosen.input), place.parent)
-    io.write(place, result.data)
+    least = chosen.external_data_threshold
+    threshold = None if least is None else amount(least, "external-data-threshold")
+    given = io.load(chosen.input)
+    with Output(place, given, chosen.external_data, threshold) as output:
+        with progress(enabled=not chosen.quiet) as report:
+            result = fuse_model(given, wanted, report, output)
+        found = Examined(chosen.input, result.report, output=chosen.output)
+        notes = (*said((found,)), *unmatched(wanted, chosen))
+        drawn = page_data(page, Outcome("fuse", (found,), None, __version__, notes))
+        output.commit(result.model, result.data)
     try:
         write_page(page, drawn)
     except InputError as error:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxfuse.evaluate.parts import LARGE, Parts, pieces
+from onnxfuse.evaluate.parts import PIECE, Parts, pieces
 from onnxfuse.evaluate.tensor import bounded, elementwise
 
 Arrays = Sequence[Any]
@@ -64,7 +64,7 @@ def _rows(w: Any, groups: int) -> Iterator[tuple[int, int, Any]]:
         yield 0, w.shape[0], w
         return
     fan_out = w.shape[0] // groups
-    step = max(w.shape[0] * LARGE // prod(w.shape), 1)
+    step = max(w.shape[0] * PIECE // prod(w.shape), 1)
     step = step // fan_out * fan_out or step
     start = 0
     while start < w.shape[0]:

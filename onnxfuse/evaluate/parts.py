@@ -7,8 +7,21 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-LARGE = 1 << 20
-"""Elements that are held of such an array at once, if its shape allows."""
+import numpy as np
+
+LARGE, PIECE = 1 << 20, 1 << 17
+"""Arrays of more elements than the first are read in pieces of the second, which the caches of a
+processor hold, if their shapes allow."""
+
+
+def recycle() -> None:
+    """Let the C library keep the memory of arrays for the next ones.
+
+    glibc hands back what was large when it was freed, and takes as large what is larger than
+    anything freed before, up to 32 MiB. So one array of that size is freed first; pieces would
+    else be given to the system and cleared by it each time, which takes longer than all the rest.
+    """
+    np.empty((1 << 25) - (1 << 16), np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +43,7 @@ class Parts:
     def runs(self, axis: int) -> Iterator[tuple[int, int]]:
         """The runs along an axis that it is read in."""
         count = self.shape[axis]
-        step = max(count * LARGE // max(prod(self.shape), 1), 1)
+        step = max(count * PIECE // max(prod(self.shape), 1), 1)
         for start in range(0, count, step):
             yield start, min(start + step, count)
 

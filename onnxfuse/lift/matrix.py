@@ -85,7 +85,8 @@ def lift_gemm(node: Node, view: View) -> Lifted | Refusal | None:
 
     def part(start: int, stop: int) -> Array:
         held = view.part(matrix, start, stop, 0 if turned else 1)
-        return np.asarray(alpha * (held if turned else held.T))
+        held = held if turned else held.T
+        return np.asarray(held if alpha == 1 else alpha * held)
 
     bias = _bias(node, view, addend, fan_out) if addend else None
     if isinstance(bias, Refusal):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, EncodeError
 from onnx import TensorProto
 
 from onnxfuse import files
@@ -60,13 +60,22 @@ def parse(data: bytes, what: str) -> onnx.ModelProto:
 
 
 def serialise(model: onnx.ModelProto) -> bytes:
-    """The model's bytes, the same for the same model every time."""
+    """The model's bytes, the same for the same model every time. Raises `InputError`."""
+    data = serialised(model)
+    if data is None:
+        raise InputError(
+            "the model is larger than the 2 GiB that one file can hold, even with its weights kept "
+            "beside it; the rest stands in nested graphs or attributes"
+        )
+    return data
+
+
+def serialised(model: onnx.ModelProto) -> bytes | None:
+    """The model's bytes; ``None`` where they are more than protobuf can hold."""
     try:
         return bytes(model.SerializeToString(deterministic=True))
-    except (ValueError, RuntimeError) as error:
-        raise InputError(
-            f"the fused model cannot be written as one file (over 2 GiB?): {error}"
-        ) from error
+    except (EncodeError, ValueError, RuntimeError):
+        return None
 
 
 def check_output(path: str | os.PathLike[str]) -> Path:
@@ -116,13 +125,13 @@ def _replacing(path: Path) -> Iterator[Path]:
     try:
         with temporary.beside(path) as place:
             yield place
-            place.chmod(_mode(path))
+            place.chmod(mode_of(path))
             place.replace(path)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def _mode(path: Path) -> int:
+def mode_of(path: Path) -> int:
     """The permissions of the file that is replaced, or those a new file would get."""
     if path.exists():
         return path.stat().st_mode & 0o7777
@@ -131,14 +140,22 @@ def _mode(path: Path) -> int:
     return 0o666 & ~mask
 
 
-def carry_external_data(model: onnx.ModelProto, source: Path | None, target: Path) -> None:
+def carry_external_data(
+    model: onnx.ModelProto,
+    source: Path | None,
+    target: Path,
+    carried: list[Path] | None = None,
+    own: str = "",
+) -> None:
     """Copy the data files a model refers to beside an output in another directory.
 
-    Nothing is copied where one of them cannot be.
+    Nothing is copied where one of them cannot be. What was is added to ``carried``; ``own`` is
+    the data file that the output has there already.
     """
     if source is None or source.resolve() == target.resolve():
         return
-    copies = {target / where: place for where, place in data_files(model, source).items()}
+    files = data_files(model, source, own)
+    copies = {target / where: place for where, place in files.items()}
     for new, place in copies.items():
         if new.exists() and not _same(place, new):
             raise InputError(
@@ -148,6 +165,8 @@ def carry_external_data(model: onnx.ModelProto, source: Path | None, target: Pat
     for new, place in copies.items():
         if not new.exists():
             _copy(place, new)
+            if carried is not None:
+                carried.append(new)
 
 
 def check_kept(source: str | os.PathLike[str], target: Path, outputs: Iterable[str]) -> list[Path]:
@@ -209,13 +228,13 @@ def _same(left: Path, right: Path) -> bool:
                 return True
 
 
-def data_files(model: onnx.ModelProto, base: Path | None) -> dict[str, Path]:
-    """The external data files of a model by location. Raises `InputError`."""
+def data_files(model: onnx.ModelProto, base: Path | None, own: str = "") -> dict[str, Path]:
+    """The external data files of a model by location, but for ``own``. Raises `InputError`."""
     found: dict[str, Path] = {}
     for tensor in walk.stored(model):
         if tensor.data_location == TensorProto.EXTERNAL:
             location = tensors.external_entries(tensor).get("location", "")
-            if location not in found:
+            if location not in found and (not own or location != own):
                 found[location] = place = tensors.external_path(tensor, base)
                 try:
                     missing = not place.is_file()

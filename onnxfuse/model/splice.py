@@ -10,14 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import onnx
 from onnx import TensorProto
 
-from onnxfuse.emit import NewNode
+from onnxfuse.emit import NewNode, Weight
 from onnxfuse.model import tensors, walk
 from onnxfuse.model.graph import PROVENANCE, Graph
 from onnxfuse.model.shapes import Shapes
+from onnxfuse.model.store import Store
 from onnxfuse.realise import Replacement
 
 
@@ -38,29 +38,44 @@ def fresh_names(graph: Graph) -> Callable[[str], str]:
     return fresh
 
 
-def constants(replacement: Replacement, data_type: int, *, dry: bool) -> list[TensorProto]:
-    """A replacement's constants in the model's type, in the order they were made."""
+def constants(
+    replacement: Replacement, data_type: int, *, dry: bool, location: str = ""
+) -> list[TensorProto]:
+    """A replacement's constants in the model's type, in the order they were made.
+
+    ``location`` names the data file that holds those which were stored in one.
+    """
     if dry:
         made = [
             tensors.placeholder(name, weight.shape, data_type)
             for name, weight in replacement.weights.items()
         ]
     else:
-        made = [tensors.make(name, array, data_type) for name, array in replacement.arrays.items()]
+        made = [
+            _constant(name, weight, data_type, location)
+            for name, weight in replacement.weights.items()
+        ]
     made += [
         tensors.make(name, value, TensorProto.INT64) for name, value in replacement.integers.items()
     ]
     return made
 
 
-def overflowing(replacement: Replacement, data_type: int) -> str | None:
-    """The first constant that is not finite in the model's type."""
+def _constant(name: str, weight: Weight, data_type: int, location: str) -> TensorProto:
+    """A weight as it was stored."""
+    if weight.stored is None:
+        return tensors.make(name, weight.value, data_type)
+    if weight.stored.offset is None:
+        return tensors.make(name, weight.stored.array, data_type)
+    made = TensorProto(name=name, dims=weight.shape, data_type=data_type)
+    tensors.refer(made, location, weight.stored.offset, weight.stored.array.nbytes)
+    return made
+
+
+def store_weights(replacement: Replacement, data_type: int, store: Store) -> bool:
+    """Round the weights to the model's type and store them; whether all of them are finite."""
     kind = tensors.dtype_of(data_type)
-    with np.errstate(over="ignore"):
-        for name, array in replacement.arrays.items():
-            if not np.all(np.isfinite(array.astype(kind).astype(np.float64))):
-                return name
-    return None
+    return all(store.keep(weight, kind) for weight in replacement.weights.values())
 
 
 def splice(
@@ -72,6 +87,7 @@ def splice(
     version: str,
     *,
     dry: bool = False,
+    location: str = "",
 ) -> set[str]:
     """Write replacements into ``model``, the proto that ``graph`` indexes; the names removed.
 
@@ -104,7 +120,8 @@ def splice(
     unused = unused_initializers(graph, dead) - read
     for replacement in replacements if model.ir_version >= tensors.FREE_INITIALIZERS else ():
         data_type = shapes.type_of(replacement.root)
-        model.graph.initializer.extend(constants(replacement, data_type, dry=dry))
+        made = constants(replacement, data_type, dry=dry, location=location)
+        model.graph.initializer.extend(made)
     drop_entries(model.graph.initializer, lambda tensor: tensor.name in unused)
     drop_entries(model.graph.value_info, lambda value: value.name in gone | unused)
     drop_entries(

@@ -23,6 +23,13 @@ FLOATS: dict[int, float] = {
 """The data types whose linear maps are fused, with their unit roundoff."""
 
 
+_FIELDS = {
+    TensorProto.FLOAT: "float_data",
+    TensorProto.DOUBLE: "double_data",
+    TensorProto.INT32: "int32_data",
+    TensorProto.INT64: "int64_data",
+}
+"""Types whose numbers may stand in a field of their own, one for one."""
 SHOWN = 200
 """So much of a name that a file gives is said in an error."""
 FREE_INITIALIZERS = 4
@@ -71,6 +78,36 @@ def external_path(tensor: TensorProto, base: Path | None) -> Path:
             f"tensor {tensor.name!r} is kept in {shown!r}, outside the model's directory"
         )
     return path
+
+
+def offset_of(tensor: TensorProto) -> int:
+    """Where the data of an external tensor begins in its file."""
+    return int(external_entries(tensor).get("offset", 0))
+
+
+def length_of(tensor: TensorProto) -> int:
+    """The bytes of an external tensor, which its file need not say."""
+    said = external_entries(tensor).get("length")
+    return int(said) if said else prod(tensor.dims) * dtype_of(tensor.data_type).itemsize
+
+
+def refer(tensor: TensorProto, location: str, offset: int, length: int) -> None:
+    """Let the data of a tensor be that in a file; what else is said of the tensor stays."""
+    for name in ("raw_data", "external_data", *_FIELDS.values()):
+        tensor.ClearField(name)
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def stored_bytes(tensor: TensorProto) -> bytes | None:
+    """The data of an inline tensor as a file holds it; ``None`` where it has another form."""
+    if tensor.HasField("raw_data"):
+        return bytes(tensor.raw_data)
+    field = {int(kind): name for kind, name in _FIELDS.items()}.get(tensor.data_type)
+    if field is not None and len(getattr(tensor, field)):
+        return bytes(numpy_helper.to_array(tensor).tobytes())
+    return None
 
 
 def _external(tensor: TensorProto, base: Path | None) -> Any:

@@ -75,6 +75,8 @@ def opened(model: onnx.ModelProto | bytes | str, base: str | None) -> ort.Infere
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", base
         )
+        # weights are then read where they are mapped; packed for speed they would be copied
+        options.add_session_config_entry("session.disable_prepacking", "1")
     try:
         source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,77 @@
+"""Models as onnxruntime runs them where their weights lie in files, read from where they are.
+
+It takes one folder for all data files and refuses what leads out of it, by a link too, while what
+is new of a model may lie in another directory than the rest. So every file is named from the root
+of the file system, and a run needs no copy of it. Weights of which a model is so full that it
+could take in no node more are put into a file for the time of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import onnx
+from onnx import TensorProto
+
+from onnxfuse.model import tensors, walk
+from onnxfuse.model.store import DataFile
+
+FULL = 1 << 30
+"""Bytes of inline weights from which on they are put aside for a run."""
+LEAST = 1 << 16
+"""Weights of fewer bytes stay where they are."""
+
+
+@contextmanager
+def rooted(
+    models: list[tuple[onnx.ModelProto, dict[str, Path]]], base: Path | None
+) -> Iterator[tuple[list[onnx.ModelProto], str | None]]:
+    """The models with their data files named from one folder, and that folder.
+
+    Each comes with the places of files that are not where it says; what it says is relative to
+    ``base``. The folder is ``None`` where no model has data files.
+    """
+    if not any(_is_full(model) or _has_files(model) for model, _ in models):
+        yield [model for model, _ in models], None
+        return
+    with TemporaryDirectory(prefix="onnxfuse-") as scratch:
+        folder = Path(scratch).resolve()
+        made = []
+        for number, (model, places) in enumerate(models):
+            held = DataFile(folder, f"weights-{number}", LEAST)
+            made.append(_rooted(model, places, base, held))
+        yield made, folder.anchor
+
+
+def _has_files(model: onnx.ModelProto) -> bool:
+    return any(tensor.data_location == TensorProto.EXTERNAL for tensor in walk.stored(model))
+
+
+def _is_full(model: onnx.ModelProto) -> bool:
+    return sum(len(tensor.raw_data) for tensor in model.graph.initializer) > FULL
+
+
+def _rooted(
+    model: onnx.ModelProto, places: dict[str, Path], base: Path | None, held: DataFile
+) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    if _is_full(copy):
+        for tensor in copy.graph.initializer:
+            data = tensors.stored_bytes(tensor)
+            if data is not None and len(data) >= LEAST:
+                tensors.refer(tensor, "", held.add(data), len(data))
+        places = {**places, "": held.path}
+    found: dict[str, str] = {}
+    for tensor in walk.stored(copy):
+        for entry in tensor.external_data:
+            if entry.key == "location" and tensor.data_location == TensorProto.EXTERNAL:
+                if entry.value not in found:
+                    place = places.get(entry.value) or tensors.external_path(tensor, base)
+                    place = place.resolve()
+                    found[entry.value] = place.relative_to(place.anchor).as_posix()
+                entry.value = found[entry.value]
+    return copy

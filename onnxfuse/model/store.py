@@ -1,0 +1,217 @@
+"""Where fused weights go as soon as they are folded: into memory, or into a new data file.
+
+A data file is written beside its final place under a temporary name, and nothing stands under its
+own name until `DataFile.commit`. It begins with a mark, so that a later run knows it for one that
+onnxfuse made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+
+from onnxfuse.emit import Stored, Weight
+from onnxfuse.errors import InputError
+
+MARK = b"onnxfuse external data\n"
+THRESHOLD = 1024
+"""Bytes from which on a weight goes to the data file: as onnx has it."""
+ALIGNED, PAGE = 64, 4096
+"""Where tensors begin: small ones fit cache lines, those of a MiB are mapped by whole pages."""
+MAPPED = 1 << 20
+BLOCK = 1 << 22
+"""Bytes that are copied at once."""
+
+
+class Store(Protocol):
+    """Takes weights in the model's type; ``location`` names its data file, if it has one."""
+
+    @property
+    def location(self) -> str: ...
+
+    def keep(self, weight: Weight, dtype: np.dtype[Any]) -> bool:
+        """Round a weight once and store it; whether it is finite in its type."""
+        ...
+
+    def mark(self) -> tuple[int, int]:
+        """A place to come back to where what was stored since is not needed."""
+        ...
+
+    def back_to(self, mark: tuple[int, int]) -> None:
+        """Forget what was stored since."""
+        ...
+
+
+class Memory:
+    """Keeps weights as arrays."""
+
+    location = ""
+
+    def keep(self, weight: Weight, dtype: np.dtype[Any]) -> bool:
+        target = np.empty(weight.shape, dtype)
+        weight.stored = Stored(target)
+        return rounded_into(target, weight)
+
+    def mark(self) -> tuple[int, int]:
+        return 0, 0
+
+    def back_to(self, mark: tuple[int, int]) -> None:
+        """Nothing is held here."""
+
+
+def rounded_into(target: Any, weight: Weight) -> bool:
+    """Round a weight into an array, run by run; ``False`` at the first that is not finite."""
+    for start, stop in weight.runs():
+        at = () if weight.axis is None else (slice(None),) * weight.axis + (slice(start, stop),)
+        with np.errstate(over="ignore"):
+            part = weight.part(start, stop).astype(target.dtype)
+        if not np.isfinite(part).all():
+            return False
+        target[at] = part
+    return True
+
+
+class DataFile:
+    """A new data file of a model in ``folder``; ``location`` is its name there.
+
+    It has ``size`` bytes, of which ``held`` are weights.
+    """
+
+    def __init__(self, folder: Path, location: str, threshold: int = THRESHOLD) -> None:
+        self.folder = folder
+        self.location = location
+        self.threshold = threshold
+        self.size = 0
+        self.held = 0
+        self._temporary: Path | None = None
+        self._stream: BinaryIO | None = None
+        self._memory = Memory()
+
+    @property
+    def path(self) -> Path:
+        """Where the data lies just now."""
+        return self._temporary or self.folder / self.location
+
+    def keep(self, weight: Weight, dtype: np.dtype[Any]) -> bool:
+        if weight.size * dtype.itemsize < self.threshold:
+            return self._memory.keep(weight, dtype)
+        offset = self.reserve(weight.size * dtype.itemsize)
+        target = np.memmap(self.path, dtype, "r+", offset, weight.shape)
+        finite = rounded_into(target, weight)
+        target.flags.writeable = False
+        weight.stored = Stored(target, offset)
+        return finite
+
+    def mark(self) -> tuple[int, int]:
+        return self.size, self.held
+
+    def back_to(self, mark: tuple[int, int]) -> None:
+        self.size, self.held = mark
+        self.size = max(self.size, len(MARK) * (self._stream is not None))
+
+    def reserve(self, size: int) -> int:
+        """The offset of ``size`` new bytes, for which there is room on the disk for certain."""
+        if self._stream is None:
+            self._open()
+        assert self._stream is not None
+        step = PAGE if size >= MAPPED else ALIGNED
+        offset = -(-self.size // step) * step
+        with self._written():
+            # a write to a mapped file would end the process where the disk is full
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self._stream.fileno(), offset, max(size, 1))
+            else:
+                self._fill(offset, size)
+        self.size = offset + size
+        self.held += size
+        return offset
+
+    def add(self, data: bytes | memoryview) -> int:
+        """Write bytes; their offset."""
+        offset = self.reserve(len(data))
+        assert self._stream is not None
+        with self._written():
+            self._stream.seek(offset)
+            self._stream.write(data)
+            self._stream.flush()
+        return offset
+
+    def stream(self, source: Path, start: int, size: int) -> int:
+        """Copy bytes of another file without reading them into memory; their offset."""
+        offset = self.reserve(size)
+        assert self._stream is not None
+        with self._written(), source.open("rb") as read:
+            read.seek(start)
+            self._stream.seek(offset)
+            while size:
+                block = read.read(min(size, BLOCK))
+                if not block:
+                    raise InputError(f"the data file {source} became shorter while it was read")
+                self._stream.write(block)
+                size -= len(block)
+            self._stream.flush()
+        return offset
+
+    def _fill(self, offset: int, size: int) -> None:
+        assert self._stream is not None
+        self._stream.seek(offset)
+        for first in range(0, size, BLOCK):
+            self._stream.write(bytes(min(BLOCK, size - first)))
+        self._stream.flush()
+
+    def _open(self) -> None:
+        try:
+            handle, name = tempfile.mkstemp(
+                prefix=f".{self.location}.", suffix=".tmp", dir=self.folder
+            )
+        except OSError as error:
+            raise self._lost(error) from error
+        self._temporary = Path(name)
+        self._stream = os.fdopen(handle, "r+b")
+        with self._written():
+            self._stream.write(MARK)
+            self._stream.flush()
+        self.size = len(MARK)
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise self._lost(error) from error
+
+    def _lost(self, error: OSError) -> InputError:
+        place = self.folder / self.location
+        return InputError(f"the data file {place} cannot be written: {error.strerror}")
+
+    def commit(self, mode: int, *, durable: bool) -> bool:
+        """Give the file its name, if there is one; where ``durable`` its data is on the disk."""
+        if self._temporary is None or self._stream is None:
+            return False
+        place = self.folder / self.location
+        with self._written():
+            self._stream.truncate(self.size)
+            if durable:
+                os.fsync(self._stream.fileno())
+            self._temporary.chmod(mode)
+            if place.exists():
+                raise InputError(f"the data file {place} has come into being; name another")
+            self._temporary.replace(place)
+        self._stream.close()
+        self._temporary = self._stream = None
+        return True
+
+    def discard(self) -> None:
+        """Remove what was not committed."""
+        if self._stream is not None:
+            self._stream.close()
+        if self._temporary is not None:
+            with contextlib.suppress(FileNotFoundError):
+                self._temporary.unlink()
+        self._temporary = self._stream = None

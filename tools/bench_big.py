@@ -110,9 +110,9 @@ def anonymous(pid: int) -> int:
     return int(lines[0].split()[1]) * 1024 if lines else 0
 
 
-def commands(model: Path, out: Path) -> Iterator[tuple[str, list[str]]]:
+def commands(model: Path, out: Path, away: Path) -> Iterator[tuple[str, list[str]]]:
     """What is timed, by what it is called."""
-    yield "cp", ["cp", str(model), str(model.parent / "weights.data"), str(out)]
+    yield "cp", ["cp", str(model), str(model.parent / "weights.data"), str(away)]
     fuse = [sys.executable, "-m", "onnxfuse", str(model), str(out / "out.onnx"), "-q", "--isolated"]
     one = ["--only", "layer0/*"]
     yield "one region, --no-verify", [*fuse, *one, "--no-verify"]
@@ -122,6 +122,7 @@ def commands(model: Path, out: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def main() -> None:
+    """Make the model, run everything in turn, print medians."""
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--gib", type=float, default=3.0, help="size of the weights")
     arguments.add_argument("--runs", type=int, default=2, help="interleaved runs of each")
@@ -139,13 +140,10 @@ def main() -> None:
         for _ in range(chosen.runs):
             away = Path(folder) / "out"
             out = home if chosen.same else away
-            for name, command in commands(home / "big.onnx", out):
+            for name, command in commands(home / "big.onnx", out, away):
                 if name != "cp" and chosen.only not in name:
                     continue
                 away.mkdir()
-                command = [
-                    str(away) if name == "cp" and part == str(out) else part for part in command
-                ]
                 found.setdefault(name, []).append(timed(command))
                 shutil.rmtree(away)
                 for path in home.glob("out*"):

@@ -39,11 +39,18 @@ def rooted(
         return
     with TemporaryDirectory(prefix="onnxfuse-") as scratch:
         folder = Path(scratch).resolve()
-        made = []
-        for number, (model, places) in enumerate(models):
-            held = DataFile(folder, f"weights-{number}", LEAST)
-            made.append(_rooted(model, places, base, held))
-        yield made, folder.anchor
+        aside = [DataFile(folder, f"weights-{at}", LEAST) for at in range(len(models))]
+        try:
+            yield (
+                [
+                    _rooted(model, places, base, held)
+                    for (model, places), held in zip(models, aside, strict=True)
+                ],
+                folder.anchor,
+            )
+        finally:
+            for held in aside:
+                held.discard()
 
 
 def _has_files(model: onnx.ModelProto) -> bool:

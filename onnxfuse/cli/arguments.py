@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from onnxfuse.cli import writing
 from onnxfuse.errors import InputError, OnnxfuseError
 from onnxfuse.options import POLICIES
 from onnxfuse.outcome import FORMATS
@@ -80,23 +81,9 @@ def fuse_parser() -> argparse.ArgumentParser:
         default=None,
         help="skip the run of the whole model in onnxruntime (regions are always proved)",
     )
-    found.add_argument(
-        "--external-data",
-        metavar="FILE",
-        help="keep the weights in this file beside OUT (a model over 2 GiB gets one by itself)",
-    )
-    found.add_argument(
-        "--external-data-threshold",
-        metavar="SIZE",
-        help="smaller weights stay in the model where it has a data file (default 1KiB)",
-    )
     _add_run(found)
     _add_tolerance(found, "the original", "the derived one; regions are proved as ever")
-    found.add_argument(
-        "--save-repro",
-        metavar="DIR",
-        help="where a proof fails, write the guilty region's nodes and inputs to this directory",
-    )
+    writing.add_options(found)
     _add_report(found)
     _add_common(found)
     found.add_argument("--version", action="version", version=f"onnxfuse {__version__}")

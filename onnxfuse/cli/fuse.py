@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from onnxfuse.budget import amount
+from onnxfuse.cli import writing
 from onnxfuse.cli.examine import (
     Watched,
     examined,
@@ -48,8 +48,7 @@ def _fuse(chosen: argparse.Namespace, wanted: Watched, place: Path, page: Path |
     from onnxfuse.model import io
     from onnxfuse.model.saving import Output
 
-    least = chosen.external_data_threshold
-    threshold = None if least is None else amount(least, "external-data-threshold")
+    threshold = writing.threshold(chosen)
     given = io.load(chosen.input)
     with Output(place, given, chosen.external_data, threshold) as output:
         with progress(enabled=not chosen.quiet) as report:

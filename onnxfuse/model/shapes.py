@@ -24,6 +24,7 @@ Shape = tuple[int | None, ...]
 SMALL = 1024
 """Initializers up to this many elements stay in the skeleton: shapes may depend on them."""
 
+_NUMBERS = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
 LONGEST = 1 << 22
 """A vector longer than this is of unknown length: onnx's inference keeps room for its numbers."""
 
@@ -93,9 +94,7 @@ def _set_shape(value: onnx.ValueInfoProto, shape: Shape) -> None:
 def _skeleton(graph: Graph, known: Mapping[str, Any]) -> onnx.ModelProto:
     """The model's structure in topological order; large tensors become plain inputs."""
     source = graph.model
-    skeleton = onnx.ModelProto(ir_version=max(source.ir_version, 4))
-    skeleton.opset_import.extend(source.opset_import)
-    skeleton.functions.extend(source.functions)
+    skeleton = _frame(source)
     inner = skeleton.graph
     inner.name = source.graph.name or "graph"
     for value in source.graph.input:
@@ -129,6 +128,17 @@ def _skeleton(graph: Graph, known: Mapping[str, Any]) -> onnx.ModelProto:
     return skeleton
 
 
+def _frame(source: onnx.ModelProto) -> onnx.ModelProto:
+    """A model with the operator sets and functions of another, and no graph."""
+    found = onnx.ModelProto(ir_version=max(source.ir_version, 4))
+    found.opset_import.extend(source.opset_import)
+    found.functions.extend(source.functions)
+    for function in found.functions:
+        for proto in function.node:
+            _lighten(proto)
+    return found
+
+
 def _add_node(inner: onnx.GraphProto, graph: Graph, node: Node, known: Mapping[str, Any]) -> None:
     """A node as it stands; a constant that is large, or counts far, becomes an input."""
     proto = graph.model.graph.node[node.index]
@@ -139,6 +149,16 @@ def _add_node(inner: onnx.GraphProto, graph: Graph, node: Node, known: Mapping[s
         inner.input.append(helper.make_tensor_value_info(node.outputs[0], *spread))
     else:
         inner.node.add().CopyFrom(proto)
+        _lighten(inner.node[-1])
+
+
+def _lighten(node: onnx.NodeProto) -> None:
+    """Leave out the data of large tensors that a node holds, in its bodies too."""
+    for tensor in walk.held(node):
+        if _large(tensor):
+            for name in ("raw_data", *_NUMBERS):
+                tensor.ClearField(name)
+            tensor.data_location = TensorProto.EXTERNAL
 
 
 def _spread(
@@ -239,6 +259,8 @@ def _fill(tensor: TensorProto) -> None:
         return
     tensor.ClearField("data_location")
     del tensor.external_data[:]
+    if prod(tensor.dims) > SMALL:  # whatever its data, it would be as large in memory
+        tensor.dims[:] = [0]
     if tensor.data_type in tensors.FLOATS:
         tensor.raw_data = bytes(prod(tensor.dims) * tensors.dtype_of(tensor.data_type).itemsize)
     else:

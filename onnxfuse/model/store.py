@@ -56,7 +56,7 @@ class Memory:
     def keep(self, weight: Weight, dtype: np.dtype[Any]) -> bool:
         target = np.empty(weight.shape, dtype)
         weight.stored = Stored(target)
-        return rounded_into(target, weight)
+        return all(_put(target, weight, *piece) for piece in _rounded(weight, dtype))
 
     def mark(self) -> tuple[int, int]:
         return 0, 0
@@ -65,16 +65,18 @@ class Memory:
         """Nothing is held here."""
 
 
-def rounded_into(target: Any, weight: Weight) -> bool:
-    """Round a weight into an array, run by run; ``False`` at the first that is not finite."""
+def _rounded(weight: Weight, dtype: np.dtype[Any]) -> Iterator[tuple[int, int, Any]]:
+    """A weight in its type, run by run, with where each run starts and stops."""
     for start, stop in weight.runs():
-        at = () if weight.axis is None else (slice(None),) * weight.axis + (slice(start, stop),)
         with np.errstate(over="ignore"):
-            part = weight.part(start, stop).astype(target.dtype)
-        if not np.isfinite(part).all():
-            return False
-        target[at] = part
-    return True
+            yield start, stop, weight.part(start, stop).astype(dtype)
+
+
+def _put(target: Any, weight: Weight, start: int, stop: int, part: Any) -> bool:
+    """Put a run into the array of a weight; whether it is finite."""
+    at = () if weight.axis is None else (slice(None),) * weight.axis + (slice(start, stop),)
+    target[at] = part
+    return bool(np.isfinite(part).all())
 
 
 class DataFile:
@@ -102,11 +104,24 @@ class DataFile:
         if weight.size * dtype.itemsize < self.threshold:
             return self._memory.keep(weight, dtype)
         offset = self.reserve(weight.size * dtype.itemsize)
-        target = np.memmap(self.path, dtype, "r+", offset, weight.shape)
-        finite = rounded_into(target, weight)
-        target.flags.writeable = False
-        weight.stored = Stored(target, offset)
+        pieces = _rounded(weight, dtype)
+        if weight.axis:
+            target = np.memmap(self.path, dtype, "r+", offset, weight.shape)
+            finite = all(_put(target, weight, *piece) for piece in pieces)
+        else:  # rows follow each other, and writing costs a tenth of mapping
+            finite = all(self._append(offset, weight, *piece) for piece in pieces)
+        stored = np.memmap(self.path, dtype, "r", offset, weight.shape)
+        weight.stored = Stored(stored.view(np.ndarray), offset)
         return finite
+
+    def _append(self, offset: int, weight: Weight, start: int, stop: int, part: Any) -> bool:
+        """Write a run of rows of a weight that begins at ``offset``; whether it is finite."""
+        assert self._stream is not None
+        with self._written():
+            self._stream.seek(offset + start * part.nbytes // (stop - start))
+            self._stream.write(part.tobytes())
+            self._stream.flush()
+        return bool(np.isfinite(part).all())
 
     def mark(self) -> tuple[int, int]:
         return self.size, self.held

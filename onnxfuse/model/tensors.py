@@ -121,7 +121,7 @@ def _external(tensor: TensorProto, base: Path | None) -> Any:
     if offset + count * kind.itemsize > path.stat().st_size:
         raise InputError(f"the data file {path} is too short for tensor {tensor.name!r}")
     flat = np.memmap(path, kind, "r", offset, (count,)) if count else np.zeros(0, kind)
-    return flat.reshape(tuple(tensor.dims))
+    return flat.view(np.ndarray).reshape(tuple(tensor.dims))
 
 
 def check_size(tensor: TensorProto) -> None:

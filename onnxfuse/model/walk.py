@@ -47,6 +47,20 @@ def stored(model: onnx.ModelProto) -> Iterator[TensorProto]:
                 yield from _held(attribute)
 
 
+def held(node: onnx.NodeProto) -> Iterator[TensorProto]:
+    """The dense tensors in the attributes of a node and in the graphs below it."""
+    nodes = [node]
+    while nodes:
+        inner = nodes.pop()
+        for attribute in inner.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+        for graph in subgraphs(inner):
+            yield from graph.initializer
+            nodes.extend(graph.node)
+
+
 def _held(attribute: AttributeProto) -> Iterator[TensorProto]:
     if attribute.HasField("t"):
         yield attribute.t

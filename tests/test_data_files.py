@@ -14,9 +14,14 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import onnxfuse
+from onnxfuse import emit, ranges, rounds
 from onnxfuse.cli import main
+from onnxfuse.emit import Weight
+from onnxfuse.evaluate import linear, parts
 from onnxfuse.model import io, saving, store, walk
 from onnxfuse.model.saving import Output, located
+from onnxfuse.model.store import DataFile
+from onnxfuse.verify import run
 
 CHANNELS = 8
 NEW = "o.onnxfuse.data"
@@ -187,6 +192,60 @@ class TestNewWeights:
         fused = onnx.load("o.onnx", load_external_data=False)
         nodes = [a.t for node in fused.graph.node for a in node.attribute if a.name == "value"]
         assert all(tensor.data_location != TensorProto.EXTERNAL for tensor in nodes)
+
+    @pytest.mark.parametrize("kind", ["FLOAT16", "BFLOAT16", "DOUBLE"])
+    @pytest.mark.parametrize("transposed", [False, True])
+    def test_of_every_type_by_rows_and_by_columns(self, kind: str, transposed: bool) -> None:
+        held = converted(model(1), getattr(TensorProto, kind), transposed=transposed)
+        expected = inline(held, "--no-verify")
+        external(held=held)
+        options = ("--no-verify", "--external-data-threshold", "16")
+        assert fuse("m.onnx", "o.onnx", *options) == 0
+        assert any(place[0] == NEW for place in places("o.onnx").values())
+        assert_same(arrays("o.onnx"), expected)
+
+    @pytest.mark.parametrize("transposed", [False, True])
+    def test_in_pieces(self, transposed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        held = converted(model(), TensorProto.FLOAT, transposed=transposed)
+        expected = inline(held)
+        external(held=held)
+        for room, name in ((emit, "LARGE"), (emit, "PIECE"), (parts, "LARGE"), (parts, "PIECE"),
+                           (linear, "PIECE"), (ranges, "PIECE"), (run, "LARGE")):  # fmt: skip
+            monkeypatch.setattr(room, name, 100)
+        monkeypatch.setattr(rounds, "KEPT", 0)
+        assert fuse("m.onnx", "o.onnx") == 0
+        assert_same(arrays("o.onnx"), expected)
+
+    def test_what_was_not_written_as_folded_is_not_proved(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        real = DataFile._append
+
+        def wrong(
+            self: DataFile, offset: int, weight: Weight, start: int, stop: int, part: np.ndarray
+        ) -> bool:
+            part.flat[7] = np.nextafter(part.flat[7], 9)
+            return real(self, offset, weight, start, stop, part)
+
+        monkeypatch.setattr(DataFile, "_append", wrong)
+        external()
+        before = files()
+        assert fuse("m.onnx", "o.onnx") == 3
+        assert "does not round to its own type" in capsys.readouterr().err
+        assert files() == before
+
+
+def converted(held: ModelProto, kind: int, *, transposed: bool) -> ModelProto:
+    """The model in another type, its Convs being transposed ones."""
+    for tensor in held.graph.initializer:
+        array = numpy_helper.to_array(tensor).astype(helper.tensor_dtype_to_np_dtype(kind))
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    for value in (*held.graph.input, *held.graph.output):
+        value.type.tensor_type.elem_type = kind
+    for node in held.graph.node:
+        if transposed and node.op_type == "Conv":
+            node.op_type = "ConvTranspose"
+    return held
 
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "pytorch" / "repvgg_a0.ts.onnx"

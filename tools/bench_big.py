@@ -12,6 +12,7 @@ wall times, their ratio to `cp` of the files in the same run, and the peak of an
 from __future__ import annotations
 
 import argparse
+import resource
 import shutil
 import statistics
 import subprocess
@@ -86,8 +87,9 @@ def make(place: Path, kind: str, size: int) -> int:
     return number
 
 
-def timed(command: list[str]) -> tuple[float, int]:
-    """Wall seconds of a process and the peak of its anonymous memory in bytes."""
+def timed(command: list[str]) -> tuple[float, float, int]:
+    """Wall and processor seconds of a process, and the peak of its anonymous memory in bytes."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     peak = 0
@@ -97,7 +99,9 @@ def timed(command: list[str]) -> tuple[float, int]:
     seconds = time.perf_counter() - started
     if process.returncode:
         raise SystemExit(process.stderr.read().decode() if process.stderr else "failed")
-    return seconds, peak
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return seconds, busy, peak
 
 
 def anonymous(pid: int) -> int:
@@ -136,7 +140,7 @@ def main() -> None:
         layers = make(home / "big.onnx", chosen.layers, int(chosen.gib * 2**30))
         size = sum(path.stat().st_size for path in home.iterdir())
         print(f"{size / 2**30:.2f} GiB in {layers} {chosen.layers} layers, {chosen.runs} runs each")
-        found: dict[str, list[tuple[float, int]]] = {}
+        found: dict[str, list[tuple[float, float, int]]] = {}
         for _ in range(chosen.runs):
             away = Path(folder) / "out"
             out = home if chosen.same else away
@@ -148,11 +152,13 @@ def main() -> None:
                 shutil.rmtree(away)
                 for path in home.glob("out*"):
                     path.unlink()
-        copying = statistics.median(seconds for seconds, _ in found["cp"])
+        copying = statistics.median(seconds for seconds, *_ in found["cp"])
         for name, runs in found.items():
-            seconds = statistics.median(s for s, _ in runs)
-            peak = max(memory for _, memory in runs) / 2**20
-            print(f"{name:28} {seconds:6.2f} s  {seconds / copying:5.2f} × cp  {peak:6.0f} MiB")
+            seconds = statistics.median(s for s, *_ in runs)
+            busy = statistics.median(b for _, b, _ in runs)
+            peak = max(memory for *_, memory in runs) / 2**20
+            times = f"{seconds:6.2f} s ({busy:5.2f} s of processors)"
+            print(f"{name:28} {times}  {seconds / copying:5.2f} × cp  {peak:6.0f} MiB")
 
 
 if __name__ == "__main__":

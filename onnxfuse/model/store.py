@@ -119,7 +119,7 @@ class DataFile:
         assert self._stream is not None
         with self._written():
             self._stream.seek(offset + start * part.nbytes // (stop - start))
-            self._stream.write(part.tobytes())
+            self._stream.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
             self._stream.flush()
         return bool(np.isfinite(part).all())
 

@@ -209,12 +209,14 @@ class _Rounding:
             return
         self._seen[name].add((start, stop))
         weight = self._replacement.weights[name]
-        once = part
+        rounded_once = part.astype(self._kind)
         if weight.stored is not None:
             run = () if weight.axis is None else places(weight.axis, start, stop)
-            once = weight.stored.array[run]
-        once = once.astype(self._kind).astype(np.float64)
-        if not np.all(np.abs(once - part) <= self._roundoff * np.abs(part) + self._half):
+            good = np.array_equal(weight.stored.array[run], rounded_once)
+        else:
+            gap = np.abs(rounded_once.astype(np.float64) - part)
+            good = bool(np.all(gap <= self._roundoff * np.abs(part) + self._half))
+        if not good:
             label = self._replacement.region.root.node.label
             raise ProofError(f"region {label!r}: a fused weight does not round to its own type")
 

@@ -69,7 +69,10 @@ class NewNode:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A weight in the model's type; where a data file holds it, at which byte."""
+    """A weight in the model's type; where a data file holds it, at which byte.
+
+    The array is ``None`` where nothing is kept of what is never written.
+    """
 
     array: Any
     offset: int | None = None

@@ -18,9 +18,9 @@ from onnxfuse.layout import Relaid
 from onnxfuse.model import freeze, io, tensors
 from onnxfuse.model.freeze import Changes
 from onnxfuse.model.rooted import rooted
-from onnxfuse.model.saving import Output
+from onnxfuse.model.saving import Output, located
 from onnxfuse.model.shapes import Shape
-from onnxfuse.model.store import Store
+from onnxfuse.model.store import Memory, Nowhere, Store
 from onnxfuse.options import Options, Progress
 from onnxfuse.records import Kept, RegionError, RegionReport, Report, Verification
 from onnxfuse.refusal import Code
@@ -93,9 +93,11 @@ def explain_model(
     The whole model is not run, so an `InputError` or `ProofError` of `fuse_model` that comes
     before that run comes here too.
     """
-    loaded, done, changes = _worked(model, options, progress, dry=False)
+    given = read(model)
+    held: Store = Nowhere() if any(located(given.model)) else Memory()
+    loaded, done, changes = _worked(given, options, progress, dry=False, store=held)
     records = [record for found in _records(done, progress) for record in found]
-    report = replace(_reported(loaded, done, records, None, changes), planned=True)
+    report = replace(_reported(loaded, done, records, None, changes, held), planned=True)
     return report, lambda: [
         replace(kept, scope=rounds.where)
         for rounds in done.all
@@ -124,7 +126,7 @@ def fuse_model(
         model, data = output.settled(done.model)
         done = replace(done, model=model)
     elif records or changes.any:
-        data = io.serialise(done.model)
+        data = io.serialised(done.model) or b""
     verification = Verification("skipped", notes=("nothing was fused",))
     if records:
         verification = Verification("skipped", notes=("--no-verify was given",))
@@ -134,7 +136,10 @@ def fuse_model(
         if verification.runs:
             notes = (*changes.judged, *verification.notes)
             verification = replace(verification, notes=notes)
-    report = _reported(loaded, done, records, verification, changes, data, output)
+    held = Memory() if output is None else output.data
+    report = _reported(loaded, done, records, verification, changes, held, len(data))
+    if output is not None:
+        report = replace(report, notes=(*report.notes, *output.notes))
     return Result(done.model, report, data)
 
 
@@ -226,21 +231,20 @@ def _reported(
     records: Sequence[RegionReport],
     verification: Verification | None,
     changes: Changes,
-    data: bytes = b"",
-    output: Output | None = None,
+    held: Store,
+    size: int = 0,
 ) -> Report:
+    """The report of a model of ``size`` bytes, and those of ``held`` beside it."""
     after = done.before
-    if records or changes.any or (output is not None and output.asked):
-        own = "" if output is None else output.data.location
-        size = len(data or io.serialise(done.model)) + data_size(done.model, loaded.base, own)
-        after = done.count(size + (0 if output is None else output.data.size))
+    if records or changes.any or held.size:
+        size = (size or io.size_of(done.model)) + held.size
+        after = done.count(size + data_size(done.model, loaded.base, held.location))
     assumed = done.main.problem.view.shapes.assumed
     kept = _kept(done)
     report = Report(
         __version__, False, tuple(records), kept, done.before, after, verification, assumed
     )
-    stated = _stated(report, done, changes)
-    return stated if output is None else replace(stated, notes=(*stated.notes, *output.notes))
+    return _stated(report, done, changes)
 
 
 def _kept(done: Work) -> tuple[Kept, ...]:

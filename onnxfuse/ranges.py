@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxfuse.emit import PIECE
+from onnxfuse.emit import LARGE, PIECE
 from onnxfuse.lift import View
 from onnxfuse.model.graph import Node
 from onnxfuse.realise import Replacement
@@ -28,7 +28,10 @@ def spread(
     axis = {"Conv": 0, "ConvTranspose": 1}.get(op_type, kernel.ndim - 1)
     if op_type == "Gemm" and attributes.get("transB", 0):
         axis = 0
-    peaks = _peaks(kernel, axis)
+    return _of(name, _peaks(kernel, axis))
+
+
+def _of(name: str, peaks: Any) -> Spread:
     return Spread(name, float(peaks.min()), float(np.median(peaks)), float(peaks.max()))
 
 
@@ -64,5 +67,10 @@ def _written(replacement: Replacement) -> Iterator[Spread]:
     for node in replacement.nodes:
         weight = replacement.weights.get(node.inputs[1]) if len(node.inputs) > 1 else None
         if node.op_type in KERNELS and weight is not None:
-            kernel = weight.value if weight.stored is None else weight.stored.array
-            yield spread(node.inputs[1], kernel, node.op_type, node.attributes)
+            stored = None if weight.stored is None else weight.stored.array
+            if stored is None and weight.axis is not None and weight.size > LARGE:
+                runs = [_peaks(weight.part(*run), weight.axis) for run in weight.runs()]
+                yield _of(node.inputs[1], np.concatenate(runs))
+            else:
+                kernel = weight.value if stored is None else stored
+                yield spread(node.inputs[1], kernel, node.op_type, node.attributes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shutil
@@ -18,9 +19,11 @@ from onnxfuse import emit, ranges, rounds
 from onnxfuse.cli import main
 from onnxfuse.emit import Weight
 from onnxfuse.evaluate import linear, parts
+from onnxfuse.fusing import _worked
 from onnxfuse.model import io, saving, store, walk
 from onnxfuse.model.saving import Output, located
 from onnxfuse.model.store import DataFile
+from onnxfuse.options import Options
 from onnxfuse.verify import run
 
 CHANNELS = 8
@@ -418,12 +421,46 @@ class TestAsked:
         assert f"weights are kept in {NEW}, beside o.onnx" in capsys.readouterr().err
 
     def test_the_report_counts_the_data(self, capsys: pytest.CaptureFixture[str]) -> None:
-        import json
-
         external("in/m")
         assert main(["in/m.onnx", "o.onnx", "--isolated", "--format", "json"]) == 0
         counted = json.loads(capsys.readouterr().out)["after"]["bytes"]
         assert counted == Path("o.onnx").stat().st_size + Path(NEW).stat().st_size
+
+
+class TestLookedAt:
+    """What is only looked at is proved and counted without being kept."""
+
+    @pytest.mark.parametrize("command", ["check", "explain"])
+    def test_sizes_and_ranges_are_those_of_what_would_be_written(
+        self, command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        external("in/m")
+        settings = ("--isolated", "--format", "json", "-q")
+        assert main(["in/m.onnx", "out.onnx", *settings]) == 0
+        written = json.loads(capsys.readouterr().out)
+        for room in (emit, ranges):
+            monkeypatch.setattr(room, "LARGE", 100)
+            monkeypatch.setattr(room, "PIECE", 100)
+        before = files()
+        assert main([command, "in/m.onnx", *settings]) == (command == "check")
+        seen = json.loads(capsys.readouterr().out)
+        seen = seen["files"][0] if command == "check" else seen
+        assert files() == before
+        for left, right in zip(seen["regions"], written["regions"], strict=True):
+            for end in ("before", "after"):
+                a, b = left["ranges"][end][0], right["ranges"][end][0]
+                assert [a[n] for n in ("least", "median", "largest")] == pytest.approx(
+                    [b[n] for n in ("least", "median", "largest")], rel=1e-6
+                )
+        named = len("out.onnxfuse.data") - len("onnxfuse.data")
+        gap = written["after"]["bytes"] - seen["after"]["bytes"]
+        assert 3 * named <= gap <= 3 * named + 3 * 4096
+
+    def test_no_large_weight_is_kept(self) -> None:
+        external()
+        held = store.Nowhere(16)
+        _worked(io.load("m.onnx"), Options(), lambda *_: None, dry=False, store=held)
+        assert held.size == 3 * 4 * CHANNELS * CHANNELS * 9
 
 
 class TestTooLarge:

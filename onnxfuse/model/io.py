@@ -70,6 +70,14 @@ def serialise(model: onnx.ModelProto) -> bytes:
     return data
 
 
+def size_of(model: onnx.ModelProto) -> int:
+    """The bytes of a model, those of its weights alone where no file could hold it."""
+    data = serialised(model)
+    if data is not None:
+        return len(data)
+    return sum(len(tensor.raw_data) for tensor in walk.stored(model))
+
+
 def serialised(model: onnx.ModelProto) -> bytes | None:
     """The model's bytes; ``None`` where they are more than protobuf can hold."""
     try:

@@ -58,7 +58,12 @@ def _has_files(model: onnx.ModelProto) -> bool:
 
 
 def _is_full(model: onnx.ModelProto) -> bool:
-    return sum(len(tensor.raw_data) for tensor in model.graph.initializer) > FULL
+    inline = [
+        tensor
+        for tensor in model.graph.initializer
+        if tensor.data_location != TensorProto.EXTERNAL and tensor.data_type in tensors.FLOATS
+    ]
+    return sum(map(tensors.length_of, inline)) > FULL
 
 
 def _rooted(

@@ -172,7 +172,10 @@ class Output:
 
     def _before(self) -> set[str]:
         """The data files of the output that is replaced, of those that onnxfuse names."""
-        if not self.place.is_file():
+        folder, stem = self.place.parent, self.place.stem
+        if not self.place.is_file() or not any(
+            entry.name.startswith(stem + SUFFIX) for entry in folder.iterdir()
+        ):
             return set()
         with contextlib.suppress(InputError):
             return {location for location, _ in located(io.load(self.place).model)}
@@ -215,7 +218,9 @@ def _is_named_beside(path: Path, model: Path) -> bool:
     name = path.name.encode()
     try:
         for other in path.parent.iterdir():
-            if other in (path, model) or not other.is_file() or not other.stat().st_size:
+            if other in (path, model) or not other.is_file():
+                continue
+            if not 0 < other.stat().st_size < 2**31:  # no model is larger
                 continue
             with other.open("rb") as stream:
                 if _is_ours(other):

@@ -68,7 +68,8 @@ def _constant(name: str, weight: Weight, data_type: int, location: str) -> Tenso
     if weight.stored.offset is None:
         return tensors.make(name, weight.stored.array, data_type)
     made = TensorProto(name=name, dims=weight.shape, data_type=data_type)
-    tensors.refer(made, location, weight.stored.offset, weight.stored.array.nbytes)
+    length = weight.size * tensors.dtype_of(data_type).itemsize
+    tensors.refer(made, location, weight.stored.offset, length)
     return made
 
 

@@ -35,6 +35,11 @@ class Store(Protocol):
     @property
     def location(self) -> str: ...
 
+    @property
+    def size(self) -> int:
+        """The bytes of that file."""
+        ...
+
     def keep(self, weight: Weight, dtype: np.dtype[Any]) -> bool:
         """Round a weight once and store it; whether it is finite in its type."""
         ...
@@ -52,6 +57,7 @@ class Memory:
     """Keeps weights as arrays."""
 
     location = ""
+    size = 0
 
     def keep(self, weight: Weight, dtype: np.dtype[Any]) -> bool:
         target = np.empty(weight.shape, dtype)
@@ -77,6 +83,31 @@ def _put(target: Any, weight: Weight, start: int, stop: int, part: Any) -> bool:
     at = () if weight.axis is None else (slice(None),) * weight.axis + (slice(start, stop),)
     target[at] = part
     return bool(np.isfinite(part).all())
+
+
+class Nowhere:
+    """Keeps no large weight: for models that are looked at and never written."""
+
+    location = "onnxfuse.data"
+
+    def __init__(self, threshold: int = THRESHOLD) -> None:
+        self.threshold = threshold
+        self.size = 0
+        self._memory = Memory()
+
+    def keep(self, weight: Weight, dtype: np.dtype[Any]) -> bool:
+        size = weight.size * dtype.itemsize
+        if size < self.threshold:
+            return self._memory.keep(weight, dtype)
+        weight.stored = Stored(None, self.size)
+        self.size += size
+        return all(bool(np.isfinite(part).all()) for *_, part in _rounded(weight, dtype))
+
+    def mark(self) -> tuple[int, int]:
+        return self.size, self.size
+
+    def back_to(self, mark: tuple[int, int]) -> None:
+        self.size = mark[0]
 
 
 class DataFile:

@@ -210,7 +210,7 @@ class _Rounding:
         self._seen[name].add((start, stop))
         weight = self._replacement.weights[name]
         rounded_once = part.astype(self._kind)
-        if weight.stored is not None:
+        if weight.stored is not None and weight.stored.array is not None:
             run = () if weight.axis is None else places(weight.axis, start, stop)
             good = np.array_equal(weight.stored.array[run], rounded_once)
         else:

@@ -266,8 +266,8 @@ def run_replacement(
 def _weight(name: str, weight: Weight, arithmetic: Arithmetic, watch: Watch) -> Any:
     """A weight as an arithmetic has it; a large one is folded, or read where it is, in pieces."""
     exact = arithmetic == DOUBLE
-    if not exact and weight.stored is not None:
-        stored = weight.stored.array
+    stored = None if weight.stored is None else weight.stored.array
+    if not exact and stored is not None:
         return _constant(stored, arithmetic, False, pieces=True)
     if weight.size <= LARGE:
         value = weight.value

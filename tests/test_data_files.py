@@ -491,8 +491,17 @@ class TestTooLarge:
         from onnxfuse.model import rooted
 
         monkeypatch.setattr(rooted, "FULL", 1000)
-        monkeypatch.setattr(rooted, "LEAST", 100)
-        onnx.save(model(), "m.onnx")
+        monkeypatch.setattr(rooted, "LEAST", 1)
+        held = model()
+        held.graph.value_info.append(helper.make_tensor_value_info("a0", 1, None))
+        held.metadata_props.add(key="k", value="v")
+        onnx.save(held, "m.onnx")
+        with rooted.rooted([(held, {})], None) as ((light,), folder):
+            assert folder == "/"
+            assert all(t.data_location == TensorProto.EXTERNAL for t in light.graph.initializer)
+            assert light.ByteSize() < held.ByteSize() / 2
+            del light.graph.initializer[:], held.graph.initializer[:]
+            assert light == held
         _, report = onnxfuse.fuse("m.onnx")
         assert report.verification is not None
         assert report.verification.status == "passed"

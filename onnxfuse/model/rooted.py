@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import onnx
+from google.protobuf.message import Message
 from onnx import TensorProto
 
 from onnxfuse.model import tensors, walk
@@ -66,17 +67,42 @@ def _is_full(model: onnx.ModelProto) -> bool:
     return sum(map(tensors.length_of, inline)) > FULL
 
 
+def _put_aside(model: onnx.ModelProto, copy: onnx.ModelProto, held: DataFile) -> None:
+    """Copy a model field by field, its weights into a file: protobuf frees no part of a message."""
+    _copy_fields(model, copy, "graph")
+    _copy_fields(model.graph, copy.graph, "initializer")
+    for tensor in model.graph.initializer:
+        data = tensors.stored_bytes(tensor)
+        if data is None or len(data) < LEAST:
+            copy.graph.initializer.add().CopyFrom(tensor)
+        else:
+            made = copy.graph.initializer.add(name=tensor.name, dims=tensor.dims)
+            made.data_type = tensor.data_type
+            tensors.refer(made, "", held.add(data), len(data))
+
+
+def _copy_fields(source: Message, target: Message, left: str) -> None:
+    """Copy all fields that this version of the format knows, but for one."""
+    for field, value in source.ListFields():
+        if field.name == left:
+            continue
+        if field.is_repeated:
+            getattr(target, field.name).extend(value)
+        elif field.message_type is not None:
+            getattr(target, field.name).CopyFrom(value)
+        else:
+            setattr(target, field.name, value)
+
+
 def _rooted(
     model: onnx.ModelProto, places: dict[str, Path], base: Path | None, held: DataFile
 ) -> onnx.ModelProto:
     copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    if _is_full(copy):
-        for tensor in copy.graph.initializer:
-            data = tensors.stored_bytes(tensor)
-            if data is not None and len(data) >= LEAST:
-                tensors.refer(tensor, "", held.add(data), len(data))
+    if _is_full(model):
+        _put_aside(model, copy, held)
         places = {**places, "": held.path}
+    else:
+        copy.CopyFrom(model)
     found: dict[str, str] = {}
     for tensor in walk.stored(copy):
         for entry in tensor.external_data:

@@ -154,7 +154,8 @@ def run(seed: int, folder: Path) -> tuple[list[str], str]:
         if done == ["foreign"] and (not out.exists() or out.read_bytes() != data):
             wrong.append("a model that nothing is to be done to is not copied as it is")
     heard.unlink()
-    left = sorted(set(folder.iterdir()) - set(before) - {out})
+    written = {out, out.with_suffix(".onnxfuse.data")} if code == 0 else {out}
+    left = sorted(set(folder.iterdir()) - set(before) - written)
     if left:
         wrong.append(f"left behind: {[place.name for place in left]}")
     return wrong, f"{words[0] if words[0] in ('check', 'explain') else 'fuse'} {code}" + (

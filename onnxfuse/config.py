@@ -15,8 +15,7 @@ from typing import Any
 from onnxfuse import files
 from onnxfuse.budget import LIMITS, Limit, amount, growth
 from onnxfuse.errors import InputError
-from onnxfuse.options import POLICIES
-from onnxfuse.outcome import FORMATS
+from onnxfuse.version import FORMATS, POLICIES
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,18 +9,15 @@ from typing import Any
 
 Progress = Callable[[str, int, int], None]
 
-POLICIES = ("default", "latency")
-"""What may grow for the sake of time: nothing; MACs and parameters of depthwise maps, by half."""
-
 
 @dataclass(frozen=True, slots=True)
 class Options:
     """What a user may choose. ``only`` and ``without`` are globs over node names.
 
     ``approximate_borders`` takes merges that hold in the interior alone; ``keep_post_bn`` leaves
-    each BatchNormalization that nothing linear reads; ``policy`` is one of `POLICIES`.
-    ``freeze_initializers`` takes weights out of the inputs; ``assume_inference`` takes
-    training-mode nodes to inference mode.
+    each BatchNormalization that nothing linear reads; ``policy`` is one of the
+    `POLICIES` of `onnxfuse.version`. ``freeze_initializers`` takes weights out of the inputs;
+    ``assume_inference`` takes training-mode nodes to inference mode.
 
     The rest is for the run of the whole model: ``input_data`` are its only inputs by name ("" being
     the model's only one), ``seed`` draws others, ``rtol`` and ``atol`` judge outputs by name (""

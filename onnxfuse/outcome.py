@@ -8,9 +8,6 @@ from enum import IntEnum
 
 from onnxfuse.records import Equivalence, RegionReport, Report
 
-FORMATS = ("text", "json", "markdown", "github", "junit")
-"""What stdout may hold."""
-
 
 class Exit(IntEnum):
     """Exit codes, the same for every command and format."""

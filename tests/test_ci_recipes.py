@@ -24,7 +24,8 @@ import yaml
 from onnxfuse import config
 from onnxfuse.budget import LIMITS
 from onnxfuse.cli import arguments
-from onnxfuse.outcome import FORMATS, Exit
+from onnxfuse.outcome import Exit
+from onnxfuse.version import FORMATS
 
 ROOT = Path(__file__).parent.parent
 FIXTURES = ROOT / "fixtures" / "pytorch"

@@ -16,9 +16,10 @@ import pytest
 
 import onnxfuse
 from onnxfuse.cli import main
-from onnxfuse.outcome import FORMATS, Compared, Examined, Exit, Failure, Outcome, worst
+from onnxfuse.outcome import Compared, Examined, Exit, Failure, Outcome, worst
 from onnxfuse.records import Difference, Equivalence, Verification
 from onnxfuse.report import formats
+from onnxfuse.version import FORMATS
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "pytorch"
 FUSIBLE = str(FIXTURES / "repvgg_s1_g1.ts.onnx")

@@ -9,7 +9,7 @@ import pytest
 from onnx_text import fuse, model, ops
 
 import onnxfuse
-from onnxfuse import options
+from onnxfuse import version
 from onnxfuse.planning.cost import POLICIES, Cost
 
 DEPTHWISE = """(float[1,8,32,32] x) => (float[] y) {
@@ -66,4 +66,4 @@ def test_an_unknown_policy_is_an_error() -> None:
 
 
 def test_names_of_policies_are_said_once() -> None:
-    assert tuple(POLICIES) == options.POLICIES
+    assert tuple(POLICIES) == version.POLICIES

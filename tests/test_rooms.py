@@ -15,6 +15,9 @@ import onnxfuse
 from onnxfuse.refusal import Code
 
 PACKAGE = Path(onnxfuse.__file__).parent
+FIXTURES = PACKAGE.parent / "fixtures" / "pytorch"
+NOTHING = str(FIXTURES / "basic_block.ts.onnx")
+FUSIBLE = str(FIXTURES / "repvgg_s1_g1.ts.onnx")
 HEAVY = {"numpy", "onnx", "onnxruntime", "onnx_graphsurgeon", "rich", "google", "jinja2"}
 
 
@@ -58,6 +61,48 @@ def loaded_by(statement: str) -> set[str]:
 )
 def test_nothing_heavy_is_loaded_by(statement):
     assert not loaded_by(statement) & HEAVY
+
+
+LATE = {"argparse", "dataclasses", "inspect", "pathlib", "re", "shutil", "typing"}
+"""Modules of the standard library that take longer to load than the version takes to print."""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unneeded"),
+    [
+        (["--version"], HEAVY | LATE),
+        (["--help"], HEAVY | (LATE - {"argparse", "re", "shutil"})),  # which argparse loads
+        (["check", "--help"], HEAVY | (LATE - {"argparse", "re", "shutil"})),
+        ([NOTHING, "OUT"], {"onnxruntime", "onnx_graphsurgeon", "jinja2"}),
+        (["check", NOTHING], {"onnxruntime", "onnx_graphsurgeon", "jinja2"}),
+        (["explain", NOTHING], {"onnxruntime", "onnx_graphsurgeon", "jinja2"}),
+        ([FUSIBLE, "OUT", "--no-verify"], {"onnxruntime", "jinja2"}),
+        (["check", FUSIBLE], {"onnxruntime", "jinja2"}),
+    ],
+)
+def test_a_command_loads_no_more_than_it_needs(arguments, unneeded, tmp_path):
+    """``-S`` leaves the environment's own start-up files, which load some of this, out."""
+    given = [str(tmp_path / "o.onnx") if a == "OUT" else a for a in arguments]
+    code = (
+        f"import sys; sys.path[:] = {[str(PACKAGE.parent), *sys.path]}\n"
+        "from onnxfuse.cli import main\n"
+        f"try: main({given})\n"
+        "except SystemExit: pass\n"
+        "print(*{name.split('.')[0] for name in sys.modules}, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout
+    assert not set(done.stderr.split()) & unneeded
+
+
+def test_the_public_names_are_there():
+    assert set(onnxfuse.__all__) <= set(dir(onnxfuse))
+    for name in onnxfuse.__all__:
+        assert getattr(onnxfuse, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = onnxfuse.nonsense
 
 
 def test_the_algebra_and_the_evaluator_load_numpy_alone():

@@ -1,18 +1,18 @@
-"""The command line: one parser for each command, and the configuration behind it."""
+"""The command line: one parser for each command."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import re
-from collections.abc import Sequence
-from typing import Any, NoReturn
 
 from onnxfuse.cli import writing
-from onnxfuse.errors import InputError, OnnxfuseError
-from onnxfuse.options import POLICIES
-from onnxfuse.outcome import FORMATS
-from onnxfuse.version import __version__
+from onnxfuse.errors import OnnxfuseError
+from onnxfuse.version import FORMATS, POLICIES, __version__
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing itself takes a while to load
+    from collections.abc import Sequence
+    from typing import NoReturn
 
 DESCRIPTION = """\
 Merge the linear branches of an exported ONNX model into single convolutions.
@@ -248,50 +248,6 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
         chosen.inputs += names
         return chosen
     return fuse_parser().parse_args(arguments)
-
-
-def settle(chosen: argparse.Namespace) -> Any:
-    """Fill what the command line leaves open from the configuration; returns the latter.
-
-    ``chosen.typed`` keeps the names of the options that the command line gave, ``chosen.source``
-    where the others stand.
-    """
-    from onnxfuse import config
-
-    found = config.current(chosen.config, isolated=chosen.isolated)
-    chosen.source = os.path.relpath(found.path) if found.path is not None else ""
-    chosen.typed = {name for name, value in vars(chosen).items() if value not in (None, [], False)}
-    values = dict(found.values)
-    if "verify" in values:
-        values["no-verify"] = not values.pop("verify")
-    if getattr(chosen, "no_fusible", None) or getattr(chosen, "budget_only", None):
-        values.pop("no-fusible", None)
-        values.pop("budget-only", None)
-    names = {"except": "without"}
-    for key, value in values.items():
-        name = names.get(key, key.replace("-", "_"))
-        if name in chosen and getattr(chosen, name) in (None, []):
-            setattr(chosen, name, value)
-    if chosen.format is None:
-        chosen.format = "text"
-    return found
-
-
-_SIZE = re.compile("0*[1-9][0-9]{0,17}")
-
-
-def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
-    """``name:1,3,224,224`` with commas or x, brackets allowed.
-
-    >>> parse_shape("x:[1,3,224,224]")
-    ('x', (1, 3, 224, 224))
-    """
-    name, colon, sizes = text.rpartition(":")
-    digits = re.split("[,xX]", sizes.strip().strip("[]()"))
-    found = [size.strip() for size in digits if size.strip()]
-    if not colon or not name or not found or not all(map(_SIZE.fullmatch, found)):
-        raise InputError(f"--input-shape {text!r} is not of the form NAME:1,3,224,224")
-    return name, tuple(map(int, found))
 
 
 def _parser(name: str, description: str, epilog: str) -> argparse.ArgumentParser:

@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-from collections.abc import Sequence
-from functools import partial
 
 from onnxfuse.cli import streams
-from onnxfuse.cli.arguments import UsageError, parsed, settle
 from onnxfuse.errors import OnnxfuseError
-from onnxfuse.outcome import Compared, Examined, Exit, Failure, Outcome
 from onnxfuse.version import __version__
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # what the answer to --version does not need is imported by what does
+    import argparse
+    from collections.abc import Sequence
+
+    from onnxfuse.outcome import Exit, Failure, Outcome
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command; returns the exit code. Leaves on ``--help`` and on wrong usage."""
     streams.prepare()
+    if list(arguments) == ["--version"]:  # alone, it needs no parser
+        return _told(f"onnxfuse {__version__}\n")
+    from onnxfuse.cli.arguments import UsageError, parsed
+
     try:
         chosen = parsed(arguments)
     except UsageError as error:
         if error.form not in (None, "text"):
-            failed = _failed(error.command, Failure(Exit.USAGE, str(error)))
-            streams.write(partial(_rendered, failed, error.form), error.form)
+            from onnxfuse.outcome import Exit, Failure
+
+            failed, form = _failed(error.command, Failure(Exit.USAGE, str(error))), error.form
+            streams.write(lambda: _rendered(failed, form), form)
         error.leave()
     except SystemExit:  # the help is printed
-        if lost := streams.write(str, "text"):
-            streams.tell("error", f"stdout cannot be written: {lost}")
-            return int(Exit.USAGE)
+        if code := _told(""):
+            return code
         raise
     if chosen.command == "systems":
         from onnxfuse.cli import systems
@@ -42,7 +49,20 @@ def run(arguments: Sequence[str]) -> int:
     return int(_said(outcome, chosen))
 
 
+def _told(text: str) -> int:
+    """Print what no command is run for; returns the exit code."""
+    lost = streams.write(lambda: text, "text")
+    if not lost:
+        return 0
+    from onnxfuse.outcome import Exit
+
+    streams.tell("error", f"stdout cannot be written: {lost}")
+    return int(Exit.USAGE)
+
+
 def _outcome(chosen: argparse.Namespace) -> Outcome:
+    from onnxfuse.cli.settle import settle
+
     config = settle(chosen)
     if chosen.command == "check":
         from onnxfuse.cli import check
@@ -74,6 +94,8 @@ def _stopped(error: Exception, chosen: argparse.Namespace) -> Outcome:
 def _failed(
     command: str, failure: Failure, path: str = "", sides: tuple[str, str] = ("", "")
 ) -> Outcome:
+    from onnxfuse.outcome import Compared, Examined, Outcome
+
     if command == "verify":
         return Outcome(command, compared=Compared(*sides, failure=failure), version=__version__)
     return Outcome(command, (Examined(path, failure=failure),), version=__version__)
@@ -84,6 +106,8 @@ def _said(outcome: Outcome, chosen: argparse.Namespace) -> Exit:
 
     The files are written by now, so whatever goes wrong here does not speak for them.
     """
+    from onnxfuse.outcome import Exit
+
     for message in outcome.failures:
         streams.tell("error", message)
     for note in outcome.notes if not chosen.quiet else ():
@@ -91,7 +115,7 @@ def _said(outcome: Outcome, chosen: argparse.Namespace) -> Exit:
     written = "".join(f"; {file.output} is written" for file in outcome.files if file.output)
     volume = {"verbose": chosen.verbose, "quiet": chosen.quiet}
     try:
-        lost = streams.write(partial(_rendered, outcome, chosen.format, **volume), chosen.format)
+        lost = streams.write(lambda: _rendered(outcome, chosen.format, **volume), chosen.format)
     except Exception as error:
         if os.environ.get("ONNXFUSE_TRACEBACK"):
             raise

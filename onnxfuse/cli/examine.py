@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from onnxfuse.budget import Baseline
-from onnxfuse.cli.arguments import parse_shape
 from onnxfuse.errors import InputError, ProofError
 from onnxfuse.options import Options
 from onnxfuse.outcome import Examined, Exit, Failure, Outcome
 
 _SEED = re.compile("[0-9]{1,18}")
+_SIZE = re.compile("0*[1-9][0-9]{0,17}")
 
 LONGEST = 1000
 """A file may name a tensor in as many letters as it likes; a message has no more than these."""
@@ -97,6 +97,20 @@ def tolerance(texts: Sequence[str], option: str) -> dict[str, float]:
 def shapes(chosen: argparse.Namespace) -> dict[str, tuple[int, ...]]:
     """The sizes of dynamic inputs that were given."""
     return dict(parse_shape(text) for text in chosen.input_shape)
+
+
+def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """``name:1,3,224,224`` with commas or x, brackets allowed.
+
+    >>> parse_shape("x:[1,3,224,224]")
+    ('x', (1, 3, 224, 224))
+    """
+    name, colon, sizes = text.rpartition(":")
+    digits = re.split("[,xX]", sizes.strip().strip("[]()"))
+    found = [size.strip() for size in digits if size.strip()]
+    if not colon or not name or not found or not all(map(_SIZE.fullmatch, found)):
+        raise InputError(f"--input-shape {text!r} is not of the form NAME:1,3,224,224")
+    return name, tuple(map(int, found))
 
 
 def said(found: Sequence[Examined]) -> Iterator[str]:

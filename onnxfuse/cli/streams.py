@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing itself takes a while to load
+    from collections.abc import Callable
+    from typing import Any
 
 
 def prepare() -> None:
@@ -51,7 +53,9 @@ def write(text: Callable[[], str], form: str | None) -> str:
 
 def _silence(stream: Any) -> None:
     """Send what a stream still holds nowhere, or Python itself complains as it ends."""
-    with suppress(OSError, ValueError):
+    try:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
         os.close(null)
+    except (OSError, ValueError):  # it has no file
+        pass

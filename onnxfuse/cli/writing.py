@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from onnxfuse.budget import amount
-
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add them to the parser of a command that writes a model."""
@@ -28,5 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def threshold(chosen: argparse.Namespace) -> int | None:
     """The bytes from which on a weight goes to the data file. Raises `InputError`."""
+    from onnxfuse.budget import amount
+
     size = chosen.external_data_threshold
     return None if size is None else amount(size, "external-data-threshold")

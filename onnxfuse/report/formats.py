@@ -8,7 +8,7 @@ from onnxfuse.outcome import Outcome
 
 
 def render(outcome: Outcome, form: str, *, verbose: bool = False, quiet: bool = False) -> str:
-    """An outcome in one of `outcome.FORMATS`; ``verbose`` and ``quiet`` are for text."""
+    """An outcome in one of `version.FORMATS`; ``verbose`` and ``quiet`` are for text."""
     if form == "text":
         from onnxfuse.report.text import rendered
 

@@ -21,12 +21,13 @@ from onnxfuse.model.rooted import rooted
 from onnxfuse.model.saving import Output, located
 from onnxfuse.model.shapes import Shape
 from onnxfuse.model.store import Memory, Nowhere, Store
-from onnxfuse.options import Options, Progress
+from onnxfuse.options import Options
 from onnxfuse.records import Kept, RegionError, RegionReport, Report, Verification
 from onnxfuse.refusal import Code
 from onnxfuse.rounds import Pass, Rounds, data_size
 from onnxfuse.scopes import Work, counted, work
 from onnxfuse.version import __version__
+from onnxfuse.watch import Watch
 
 WATCHED = 2**24
 """Elements of regions' results that are held in memory, some times over, to be compared."""
@@ -39,10 +40,6 @@ class Result:
     model: onnx.ModelProto
     report: Report
     data: bytes
-
-
-def _quiet(stage: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""
 
 
 def read(model: Any) -> io.Loaded:
@@ -61,7 +58,7 @@ def read(model: Any) -> io.Loaded:
 
 def plan_model(model: Any, options: Options) -> Report:
     """What would be done to a model and why not, reading no kernel."""
-    _, done, changes = _worked(model, options, _quiet, dry=True)
+    _, done, changes = _worked(model, options, Watch(), dry=True)
     records: list[RegionReport] = []
     for rounds in done.all:
         found = [describe.layout(laid, None) for laid in rounds.laid]
@@ -78,25 +75,28 @@ def plan_model(model: Any, options: Options) -> Report:
     return _stated(report, done, changes)
 
 
-def count_model(model: Any, options: Options) -> Report:
+def count_model(model: Any, options: Options, watch: Watch) -> Report:
     """The totals of a model, looking for nothing to fuse."""
+    watch.enter("read")
     loaded = read(model)
+    watch.enter("shapes")
     found, shapes = counted(loaded, options)
     return Report(__version__, True, (), (), found, found, None, shapes.assumed)
 
 
 def explain_model(
-    model: Any, options: Options, progress: Progress = _quiet
+    model: Any, options: Options, watch: Watch
 ) -> tuple[Report, Callable[[], list[Kept]]]:
     """What `fuse_model` would do, each region folded and proved; and what to say of other nodes.
 
     The whole model is not run, so an `InputError` or `ProofError` of `fuse_model` that comes
     before that run comes here too.
     """
+    watch.enter("read")
     given = read(model)
     held: Store = Nowhere() if any(located(given.model)) else Memory()
-    loaded, done, changes = _worked(given, options, progress, dry=False, store=held)
-    records = [record for found in _records(done, progress) for record in found]
+    loaded, done, changes = _worked(given, options, watch, dry=False, store=held)
+    records = [record for found in _records(done, watch) for record in found]
     report = replace(_reported(loaded, done, records, None, changes, held), planned=True)
     return report, lambda: [
         replace(kept, scope=rounds.where)
@@ -105,9 +105,7 @@ def explain_model(
     ]
 
 
-def fuse_model(
-    model: Any, options: Options, progress: Progress = _quiet, output: Output | None = None
-) -> Result:
+def fuse_model(model: Any, options: Options, watch: Watch, output: Output | None = None) -> Result:
     """Fuse a model and prove the result; raises `ProofError` where that fails.
 
     ``output`` decides where the weights of a model lie that is to be written.
@@ -117,10 +115,11 @@ def fuse_model(
 
         check_place(options.save_repro)
     store = None if output is None else output.store
-    loaded, done, changes = _worked(model, options, progress, dry=False, store=store)
+    loaded, done, changes = _worked(model, options, watch, dry=False, store=store)
     with _saving(done, options):
-        proved = _records(done, progress)
+        proved = _records(done, watch)
     records = [record for found in proved for record in found]
+    watch.enter("write")
     data = loaded.data
     if output is not None and (records or changes.any or output.asked):
         model, data = output.settled(done.model)
@@ -131,11 +130,13 @@ def fuse_model(
     if records:
         verification = Verification("skipped", notes=("--no-verify was given",))
     if records and options.verify:
+        watch.enter("run")
         with _saving(done, options):
-            verification = _verify_whole(loaded, done, proved, options, progress, output)
+            verification = _verify_whole(loaded, done, proved, options, watch, output)
         if verification.runs:
             notes = (*changes.judged, *verification.notes)
             verification = replace(verification, notes=notes)
+    watch.enter("report")
     held = Memory() if output is None else output.data
     report = _reported(loaded, done, records, verification, changes, held, len(data))
     if output is not None:
@@ -144,17 +145,13 @@ def fuse_model(
 
 
 def _worked(
-    model: Any,
-    options: Options,
-    progress: Progress,
-    *,
-    dry: bool,
-    store: Store | None = None,
+    model: Any, options: Options, watch: Watch, *, dry: bool, store: Store | None = None
 ) -> tuple[io.Loaded, Work, Changes]:
     """A model as the switches take it, the work on that, and what they changed.
 
     Data files are looked at where not ``dry``.
     """
+    watch.enter("read")
     given = read(model)
     recycle()
     if options.judged:
@@ -165,7 +162,7 @@ def _worked(
     if given.base is not None and not dry:
         io.check_data(given.model, given.base)
     loaded, changes = freeze.changed(given, **switches)
-    done = work(loaded, options, progress, dry=dry, store=store)
+    done = work(loaded, options, watch, dry=dry, store=store)
     if changes.any:
         marked = freeze.noted(done.model, changes, __version__)
         done = replace(done, model=marked, before=counted(given, options)[0])
@@ -203,21 +200,24 @@ def _stated(report: Report, done: Work, changes: Changes) -> Report:
     )
 
 
-def _records(done: Work, progress: Progress) -> list[list[RegionReport]]:
+def _records(done: Work, watch: Watch) -> list[list[RegionReport]]:
     """The regions of each graph, proved and described."""
     records = []
     for rounds in done.all:
         with within(rounds.where):
-            found = _proved(rounds, progress)
+            found = _proved(rounds, watch)
         records.append([replace(record, scope=rounds.where) for record in found])
     return records
 
 
-def _proved(rounds: Rounds, progress: Progress) -> list[RegionReport]:
+def _proved(rounds: Rounds, watch: Watch) -> list[RegionReport]:
     """The regions of one graph, proved and described."""
+    watch.enter("prove")
     found = [describe.layout(laid, _prove_layout(laid)) for laid in rounds.laid]
     for one in rounds.passes:
-        errors = _prove(one, progress)
+        watch.enter("prove")
+        errors = _prove(one, watch)
+        watch.enter("report")
         found += (
             describe.region(replacement, one.plan.problem, error, dry=False)
             for replacement, error in zip(one.replacements, errors, strict=True)
@@ -263,14 +263,14 @@ def _prove_layout(laid: Relaid) -> RegionError:
     return prove_layout(laid)
 
 
-def _prove(found: Pass, progress: Progress) -> list[RegionError]:
+def _prove(found: Pass, watch: Watch) -> list[RegionError]:
     if not found.replacements:
         return []
     from onnxfuse.verify.region import prove
 
     errors = []
     for index, replacement in enumerate(found.replacements):
-        progress("proving", index, len(found.replacements))
+        watch.show("proving", index, len(found.replacements))
         kind = found.plan.shapes.type_of(replacement.root)
         dtype, roundoff = tensors.dtype_of(kind), tensors.FLOATS[kind]
         errors.append(prove(replacement, found.plan.view, dtype, roundoff))
@@ -283,7 +283,7 @@ def _verify_whole(
     done: Work,
     proved: Sequence[Sequence[RegionReport]],
     options: Options,
-    progress: Progress,
+    watch: Watch,
     output: Output | None,
 ) -> Verification:
     from onnxfuse.verify.nested import Body, fractions
@@ -315,7 +315,7 @@ def _verify_whole(
             done.before.macs,
             _watched(regions, found.nominal),
         )
-        return verify(subject, options, lambda text: progress(f"running {text}", 0, 0))
+        return verify(subject, options, lambda text: watch.show(f"running {text}", 0, 0))
 
 
 def _watched(regions: Iterable[str], shapes: Mapping[str, Shape]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 from onnxfuse.errors import InputError
 from onnxfuse.records import Equivalence, Report
 from onnxfuse.version import POLICIES
+from onnxfuse.watch import Watch
 
 
 def fuse(
@@ -74,7 +75,7 @@ def fuse(
         atol=_by_output(atol),
         save_repro=None if save_repro is None else fspath(save_repro),
     )
-    result = fusing.fuse_model(source, options)
+    result = fusing.fuse_model(source, options, Watch())
     return back(result.model), result.report
 
 

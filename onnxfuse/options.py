@@ -1,13 +1,11 @@
-"""What a user may choose, and how progress is reported. It knows no other room."""
+"""What a user may choose. It knows no other room."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)

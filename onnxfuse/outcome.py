@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -70,8 +70,8 @@ class Verdict:
 class Examined:
     """One model: its report, the budgets held against it, or why it could not be judged.
 
-    ``gate`` says that a region which could be fused is a finding. ``seconds`` is the time taken,
-    ``recorded`` the baseline that its sizes are written to.
+    ``gate`` says that a region which could be fused is a finding. ``stages`` are the seconds
+    that each stage took, ``recorded`` the baseline that its sizes are written to.
     """
 
     path: str
@@ -80,8 +80,13 @@ class Examined:
     failure: Failure | None = None
     output: str | None = None
     gate: bool = False
-    seconds: float = 0.0
+    stages: Mapping[str, float] = field(default_factory=dict)
     recorded: str = ""
+
+    @property
+    def seconds(self) -> float:
+        """The time taken."""
+        return sum(self.stages.values())
 
     @property
     def code(self) -> Exit:

@@ -23,7 +23,7 @@ from onnxfuse.model.constants import Constants, analyse
 from onnxfuse.model.graph import Graph
 from onnxfuse.model.shapes import Shape, Shapes
 from onnxfuse.model.store import Memory, Store
-from onnxfuse.options import Options, Progress
+from onnxfuse.options import Options
 from onnxfuse.planning.cost import POLICIES
 from onnxfuse.planning.problem import Problem
 from onnxfuse.planning.reasons import refusals
@@ -32,6 +32,7 @@ from onnxfuse.planning.search import solve
 from onnxfuse.realise import Replacement, realise
 from onnxfuse.refusal import Code, Refusal
 from onnxfuse.version import __version__
+from onnxfuse.watch import Watch
 
 KEPT = 1 << 23
 """Elements of fused weights that are kept in float64 from round to proof; more are folded again."""
@@ -177,7 +178,7 @@ class Given:
     """
 
     options: Options
-    progress: Progress
+    watch: Watch
     dry: bool
     pending: dict[str, Weight]
     store: Store = field(default_factory=Memory)
@@ -233,6 +234,7 @@ class Rounds:
         Most models need one round.
         """
         for _ in range(MAX_PASSES):
+            given.watch.enter("plan")
             for _ in range(MAX_PASSES):  # groups may meet once others have moved
                 moved = relaid(model, View(*index), given.options.admits, _build)
                 if moved is None:
@@ -240,10 +242,12 @@ class Rounds:
                 self.laid.append(moved)
                 model = valid(moved.model, index[0])
                 index = analysed(model)
+                given.watch.enter("plan")
             found = _one_pass(*index, given)
             self.passes.append(found)
             if not found.replacements:
                 break
+            given.watch.enter("splice")
             model = _spliced(model, found, given)
             for replacement in found.replacements:
                 given.pending.update(replacement.weights)
@@ -264,13 +268,15 @@ def _one_pass(graph: Graph, found: Shapes, constants: Constants, given: Given) -
     forbidden: frozenset[str] = frozenset()
     overflows: list[Refusal] = []
     while True:
+        given.watch.enter("plan")
         plan = make_plan(graph, found, constants, given.options, forbidden)
+        given.watch.enter("fold")
         fresh = splice.fresh_names(graph)
         made: list[Replacement] = []
         bad: set[str] = set()
         kept, replaced = 0, plan.replaced
         for index, region in enumerate(replaced):
-            given.progress("fusing", index, len(replaced))
+            given.watch.show("fusing", index, len(replaced))
             replacement = realise(region, fresh, graph.opset, plan.problem.facts)
             made.append(replacement)
             kind = found.type_of(replacement.root)

@@ -23,7 +23,7 @@ from onnxfuse.model.scopes import Callee, Scope
 from onnxfuse.model.shapes import Shape, Shapes
 from onnxfuse.model.store import Memory, Store
 from onnxfuse.model.totals import count
-from onnxfuse.options import Options, Progress
+from onnxfuse.options import Options
 from onnxfuse.records import Counts, Kept
 from onnxfuse.refusal import Code
 from onnxfuse.rounds import (
@@ -38,6 +38,7 @@ from onnxfuse.rounds import (
     size_of,
     valid,
 )
+from onnxfuse.watch import Watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,26 +72,23 @@ class Work:
 
 
 def work(
-    loaded: io.Loaded,
-    options: Options,
-    progress: Progress,
-    *,
-    dry: bool,
-    store: Store | None = None,
+    loaded: io.Loaded, options: Options, watch: Watch, *, dry: bool, store: Store | None = None
 ) -> Work:
     """Plan and replace in all graphs until nothing is left to gain.
 
     So a second run changes nothing. ``dry`` reads no kernel: constants have shapes only. What is
     written goes to the ``store``.
     """
+    watch.enter("shapes")
     index = prepare(loaded, options)
     given_index = index
-    every = Given(options, progress, dry, {}, store or Memory())
+    every = Given(options, watch, dry, {}, store or Memory())
     sizes = dict(options.input_shapes or {})
     main, below = Rounds(index), _Below(loaded.base, every)
     model = loaded.model
 
     def analysed(of: onnx.ModelProto) -> Index:
+        watch.enter("shapes")
         graph = Graph(of)
         return graph, *analyse(graph, loaded.base, sizes, every.pending)
 
@@ -111,7 +109,7 @@ def work(
 def counted(loaded: io.Loaded, options: Options) -> tuple[Counts, Shapes]:
     """The totals of a model and its shapes, looking for nothing to fuse."""
     index = prepare(loaded, options)
-    every = Given(options, lambda *_: None, True, {})
+    every = Given(options, Watch(), True, {})
     below = _Below(loaded.base, every, fusing=False)
     below.fuse(loaded.model, index)
     return count(index, size_of(loaded), below.counted(loaded.model, below.first)), index[1]
@@ -253,6 +251,7 @@ class _Below:
         def of(graph: Graph, sizes: Mapping[str, Shape]) -> tuple[Shapes, Constants]:
             return analyse(graph, self._base, sizes, room.every.pending)
 
+        room.every.watch.enter("shapes")
         return held.index(model or held.model, of)
 
     def _one(

@@ -25,6 +25,7 @@ from onnxfuse.config import Config, Rule
 from onnxfuse.errors import InputError
 from onnxfuse.outcome import Examined, Outcome
 from onnxfuse.version import __version__
+from onnxfuse.watch import Watch
 
 
 def run(chosen: argparse.Namespace, config: Config) -> Outcome:
@@ -38,7 +39,7 @@ def run(chosen: argparse.Namespace, config: Config) -> Outcome:
     with progress(enabled=not chosen.quiet) as report:
         for index, path in enumerate(meant.files):
             report(path, index, len(meant.files))
-            found.append(examined(path, partial(gate.examine, path, meant.rules(path))))
+            found.append(examined(path, partial(gate.examine, path, meant.rules(path)), Watch()))
     notes = [*orphans, *gate.notes, *said(found)]
     if gate.fusible and all(file.failure is None for file in found):
         notes += unmatched(gate.options, chosen)
@@ -99,15 +100,15 @@ class Gate:
 
             io.check_output(self.baseline.path)
 
-    def examine(self, path: str, rules: Sequence[Rule]) -> Examined:
+    def examine(self, path: str, rules: Sequence[Rule], watch: Watch) -> Examined:
         """One model held against what is demanded; ``rules`` are those that speak of it."""
         from onnxfuse.fusing import count_model, explain_model
 
         limits = list(self._limits(path, rules)) if self.budgets else []
         if self.fusible:
-            report, _ = explain_model(path, self.options)
+            report, _ = explain_model(path, self.options, watch)
         else:
-            report = count_model(path, self.options)
+            report = count_model(path, self.options, watch)
         return Examined(path, report, judge(report.before, limits), gate=self.fusible)
 
     def _limits(self, path: str, rules: Sequence[Rule]) -> Iterator[Limit]:

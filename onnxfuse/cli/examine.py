@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -16,6 +15,7 @@ from onnxfuse.budget import Baseline
 from onnxfuse.errors import InputError, ProofError
 from onnxfuse.options import Options
 from onnxfuse.outcome import Examined, Exit, Failure, Outcome
+from onnxfuse.watch import Watch
 
 _SEED = re.compile("[0-9]{1,18}")
 _SIZE = re.compile("0*[1-9][0-9]{0,17}")
@@ -133,16 +133,15 @@ def unmatched(wanted: Watched, chosen: argparse.Namespace) -> Iterator[str]:
                 yield f"{what} matches no node that could be fused (explain -v names them)"
 
 
-def examined(path: str, work: Callable[[], Examined]) -> Examined:
+def examined(path: str, work: Callable[[Watch], Examined], watch: Watch) -> Examined:
     """What ``work`` finds about a file; whatever stops it is kept as the file's failure."""
-    started = time.perf_counter()
     try:
-        found = work()
+        found = work(watch)
     except Exception as error:
         if os.environ.get("ONNXFUSE_TRACEBACK") and not isinstance(error, InputError | ProofError):
             raise
         found = Examined(path, failure=failure(error))
-    return replace(found, seconds=time.perf_counter() - started)
+    return replace(found, stages=watch.stages())
 
 
 def failure(error: Exception) -> Failure:

@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import partial
 
 from onnxfuse.cli.examine import (
     Watched,
@@ -24,25 +25,27 @@ from onnxfuse.errors import InputError
 from onnxfuse.outcome import Examined, Outcome
 from onnxfuse.records import Kept, RegionReport, Report
 from onnxfuse.version import __version__
+from onnxfuse.watch import Watch
 
 
 def run(chosen: argparse.Namespace) -> Outcome:
     """Explain one model."""
+    watch = Watch()
     wanted = options(chosen)
     page = page_place(chosen, chosen.input)
     orphans = left(page)
-    found = examined(chosen.input, lambda: _explain(chosen, wanted))
+    with progress(enabled=not chosen.quiet) as watch.show:
+        found = examined(chosen.input, partial(_explain, chosen, wanted), watch)
     notes = () if found.failure is not None else (*said((found,)), *unmatched(wanted, chosen))
     outcome = Outcome("explain", (found,), None, __version__, (*orphans, *notes))
     write_page(page, page_data(page, outcome))
     return outcome
 
 
-def _explain(chosen: argparse.Namespace, wanted: Watched) -> Examined:
+def _explain(chosen: argparse.Namespace, wanted: Watched, watch: Watch) -> Examined:
     from onnxfuse.fusing import explain_model
 
-    with progress(enabled=not chosen.quiet) as watched:
-        report, about = explain_model(chosen.input, wanted, watched)
+    report, about = explain_model(chosen.input, wanted, watch)
     report = _about(report, about(), chosen.node) if chosen.node else report
     return Examined(chosen.input, report)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from onnxfuse.cli import writing
@@ -21,10 +22,12 @@ from onnxfuse.cli.progress import progress
 from onnxfuse.errors import InputError
 from onnxfuse.outcome import Examined, Exit, Failure, Outcome
 from onnxfuse.version import __version__
+from onnxfuse.watch import Watch
 
 
 def run(chosen: argparse.Namespace) -> Outcome:
     """Fuse one model; everything that can fail comes before the first file is written."""
+    watch = Watch()
     from onnxfuse.model import io, saving
 
     wanted = options(chosen)
@@ -35,7 +38,8 @@ def run(chosen: argparse.Namespace) -> Outcome:
     if chosen.external_data is not None:
         saving.check_file(chosen.external_data, place, chosen.input, chosen.report)
     orphans = left(place, page, *carried)
-    found = examined(chosen.input, lambda: _fuse(chosen, wanted, place, page))
+    with progress(enabled=not chosen.quiet) as watch.show:
+        found = examined(chosen.input, partial(_fuse, chosen, wanted, place, page), watch)
     notes = () if found.failure is not None else (*said((found,)), *unmatched(wanted, chosen))
     outcome = Outcome("fuse", (found,), None, __version__, (*orphans, *notes))
     if found.output is None:  # else the page is written, or known not to be
@@ -43,19 +47,22 @@ def run(chosen: argparse.Namespace) -> Outcome:
     return outcome
 
 
-def _fuse(chosen: argparse.Namespace, wanted: Watched, place: Path, page: Path | None) -> Examined:
+def _fuse(
+    chosen: argparse.Namespace, wanted: Watched, place: Path, page: Path | None, watch: Watch
+) -> Examined:
     from onnxfuse.fusing import fuse_model
     from onnxfuse.model import io
     from onnxfuse.model.saving import Output
 
     threshold = writing.threshold(chosen)
+    watch.enter("read")
     given = io.load(chosen.input)
     with Output(place, given, chosen.external_data, threshold) as output:
-        with progress(enabled=not chosen.quiet) as report:
-            result = fuse_model(given, wanted, report, output)
+        result = fuse_model(given, wanted, watch, output)
         found = Examined(chosen.input, result.report, output=chosen.output)
         notes = (*said((found,)), *unmatched(wanted, chosen))
         drawn = page_data(page, Outcome("fuse", (found,), None, __version__, notes))
+        watch.enter("write")
         output.commit(result.model, result.data)
     try:
         write_page(page, drawn)

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from onnxfuse.options import Progress
+from onnxfuse.watch import Progress, unseen
 
 
 @contextmanager
 def progress(*, enabled: bool) -> Iterator[Progress]:
     """What reports progress: a bar where somebody watches, else nothing."""
     if not enabled or not sys.stderr.isatty():
-        yield lambda _stage, _done, _total: None
+        yield unseen
         return
     started = time.monotonic()
     bar: Any = None

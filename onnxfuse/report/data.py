@@ -12,9 +12,13 @@ from onnxfuse.outcome import Compared, Examined, Failure, Outcome
 SCHEMA = 1
 
 
-def to_json(outcome: Outcome) -> str:
-    """An outcome as one JSON document, the same for the same outcome every time."""
-    return json.dumps(_plain(document(outcome)), indent=2, allow_nan=False) + "\n"
+def to_json(outcome: Outcome, *, verbose: bool = False) -> str:
+    """An outcome as one JSON document, the same for the same models every time.
+
+    ``verbose`` adds the times, which are not.
+    """
+    found = document(outcome, verbose=verbose)
+    return json.dumps(_plain(found), indent=2, allow_nan=False) + "\n"
 
 
 def _plain(value: Any) -> Any:
@@ -26,7 +30,7 @@ def _plain(value: Any) -> Any:
     return [_plain(held) for held in value] if isinstance(value, list | tuple) else value
 
 
-def document(outcome: Outcome) -> dict[str, Any]:
+def document(outcome: Outcome, *, verbose: bool = False) -> dict[str, Any]:
     """An outcome as plain dictionaries and lists.
 
     ``fuse`` and ``explain`` speak of one model, whose keys stand at the top; ``check`` has a list
@@ -40,11 +44,11 @@ def document(outcome: Outcome) -> dict[str, Any]:
     }
     if outcome.compared is not None:
         return found | _compared(outcome.compared)
-    files = [_examined(file) for file in outcome.files]
+    files = [_examined(file, verbose) for file in outcome.files]
     return found | ({"files": files} if outcome.command == "check" else files[0])
 
 
-def _examined(file: Examined) -> dict[str, Any]:
+def _examined(file: Examined, verbose: bool) -> dict[str, Any]:
     held: dict[str, Any] = {
         "planned": None,
         "changed": None,
@@ -61,6 +65,7 @@ def _examined(file: Examined) -> dict[str, Any]:
     if file.report is not None:
         held = file.report.to_dict()
     budgets = [asdict(budget) | {"exceeded": budget.exceeded} for budget in file.budgets]
+    times = {"stages": dict(file.stages)} if verbose else {}
     return {
         "path": file.path,
         "output": file.output,
@@ -69,6 +74,7 @@ def _examined(file: Examined) -> dict[str, Any]:
         "fusible": len(file.fusible) if file.gate else None,
         "budgets": budgets,
         **held,
+        **times,
     }
 
 

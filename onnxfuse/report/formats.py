@@ -8,18 +8,18 @@ from onnxfuse.outcome import Outcome
 
 
 def render(outcome: Outcome, form: str, *, verbose: bool = False, quiet: bool = False) -> str:
-    """An outcome in one of `version.FORMATS`; ``verbose`` and ``quiet`` are for text."""
+    """An outcome in one of `version.FORMATS`; ``quiet`` is for text, ``verbose`` for that
+    and for JSON.
+    """
     if form == "text":
         from onnxfuse.report.text import rendered
 
         return rendered(outcome, verbose=verbose, quiet=quiet)
+    if form == "json":
+        from onnxfuse.report.data import to_json
+
+        return to_json(outcome, verbose=verbose)
     return _MACHINE[form](outcome)
-
-
-def _json(outcome: Outcome) -> str:
-    from onnxfuse.report.data import to_json
-
-    return to_json(outcome)
 
 
 def _markdown(outcome: Outcome) -> str:
@@ -41,7 +41,6 @@ def _junit(outcome: Outcome) -> str:
 
 
 _MACHINE: dict[str, Callable[[Outcome], str]] = {
-    "json": _json,
     "markdown": _markdown,
     "github": _github,
     "junit": _junit,

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from onnxfuse.outcome import Compared, Examined, Judgement, Outcome
 from onnxfuse.records import Difference, RegionReport
-from onnxfuse.report.names import clean, number, plural, shortened
+from onnxfuse.report.names import clean, number, plural, shortened, took
 
 SHOWN = 8
 """Fusible regions of one model that are listed without ``-v``."""
@@ -45,7 +45,7 @@ def _examined(file: Examined, console: Console, *, verbose: bool, quiet: bool) -
         if budget.exceeded or not quiet:
             console.print(Padding(_budget(budget), (0, 0, 0, 2), expand=False))
     if verbose:
-        console.print(f"  took {file.seconds:.2f} s")
+        console.print(Padding(took(file.stages), (0, 0, 0, 2), expand=False))
 
 
 def _result(file: Examined) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from onnxfuse.records import Counts, RegionError, RegionReport, Spread
 
@@ -30,6 +30,12 @@ def number(value: int) -> str:
 def plural(count: int, word: str) -> str:
     """``1 region``, ``2 regions``."""
     return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
+def took(stages: Mapping[str, float]) -> str:
+    """``took 0.531 s: imports 0.212, read 0.001, …``."""
+    parts = ", ".join(f"{stage} {seconds:.3f}" for stage, seconds in stages.items())
+    return f"took {sum(stages.values()):.3f} s: {parts}"
 
 
 def totals(before: Counts, after: Counts) -> Iterator[tuple[str, int, int]]:

@@ -12,7 +12,7 @@ from rich.text import Text
 from onnxfuse.outcome import Examined, Outcome
 from onnxfuse.records import Counts, OutputError, RegionReport, Report, Verification
 from onnxfuse.report import listing, tree
-from onnxfuse.report.names import clean, nearest, number, shortened, spreads, totals
+from onnxfuse.report.names import clean, nearest, number, shortened, spreads, took, totals
 
 SHOWN_REFUSALS = 8
 """Places left alone that are listed without ``-v``."""
@@ -38,7 +38,7 @@ def _fused(files: Sequence[Examined], console: Console, verbose: bool) -> None:
         if file.report is not None:
             show(file.report, console, verbose=verbose)
             if verbose:
-                console.print(f"Took {file.seconds:.2f} s.")
+                console.print(f"{took(file.stages).capitalize()}.")
 
 
 def show(report: Report, console: Console, *, verbose: bool = False) -> None:

@@ -16,7 +16,7 @@ from rich.tree import Tree
 
 from onnxfuse.outcome import Examined
 from onnxfuse.records import Kept, Operator, RegionReport, Report
-from onnxfuse.report.names import clean, number, plural, shortened, spreads
+from onnxfuse.report.names import clean, number, plural, shortened, spreads, took
 
 SUMS = ("Add", "Sum")
 SHORT = {"BatchNormalization": "BN", "AveragePool": "AvgPool"}
@@ -36,6 +36,8 @@ def show(files: Sequence[Examined], console: Console, *, verbose: bool = False) 
         for kept in file.report.refusals:
             _kept(kept, console)
         console.print(_summary(file.report))
+        if verbose:
+            console.print(f"{took(file.stages).capitalize()}.")
 
 
 def _summary(report: Report) -> str:

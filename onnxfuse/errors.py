@@ -14,6 +14,10 @@ class InputError(OnnxfuseError):
     """The model, a path or an option cannot be used as given."""
 
 
+class WorkerError(OnnxfuseError):
+    """What was to be done in another process was not: it died, or none could be started."""
+
+
 class ProofError(OnnxfuseError):
     """A fusion could not be proved equal; nothing was written.
 

@@ -153,6 +153,8 @@ FORBIDDEN = {
                "onnxfuse.verify", "onnxfuse.report"],
     "emit.py": ["onnx", "onnxruntime", "onnxfuse.planning", "onnxfuse.model", "onnxfuse.lift"],
     "realise.py": ["onnx", "onnxruntime", "onnxfuse.verify", "onnxfuse.lift"],
+    "pool.py": ["numpy", "onnx", "onnxfuse.model", "onnxfuse.fusing", "onnxfuse.cli"],
+    "watch.py": ["numpy", "onnx", "onnxfuse"],
     "records.py": ["numpy", "onnx", "onnxfuse.algebra", "onnxfuse.model", "onnxfuse.planning"],
     "refusal.py": ["numpy", "onnx", "onnxfuse"],
     "report/": ["numpy", "onnx", "onnxruntime", "onnxfuse.algebra", "onnxfuse.model",

@@ -152,6 +152,12 @@ def check_parser() -> argparse.ArgumentParser:
         default=None,
         help="judge only the budgets; look for nothing to fuse",
     )
+    found.add_argument(
+        "--jobs",
+        metavar="N",
+        help="models to work on at once, each in a process of its own; 0, the default, is one for "
+        "each processor where there are at least 8 models or 8 MB of them, else 1",
+    )
     _add_fusing(found)
     _add_report(found)
     _add_common(found)

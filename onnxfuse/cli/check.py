@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
 from onnxfuse.budget import LIMITS, Baseline, Limit, amount, growth, judge, read_baseline
 from onnxfuse.cli import paths
 from onnxfuse.cli.examine import (
+    Watched,
     examined,
+    failure,
     left,
     options,
     page_data,
     page_place,
     said,
     unmatched,
+    whole,
     write_page,
 )
 from onnxfuse.cli.progress import progress
 from onnxfuse.config import Config, Rule
-from onnxfuse.errors import InputError
-from onnxfuse.outcome import Examined, Outcome
+from onnxfuse.errors import InputError, OnnxfuseError
+from onnxfuse.options import Options
+from onnxfuse.outcome import Examined, Failure, Outcome
 from onnxfuse.version import __version__
-from onnxfuse.watch import Watch
+from onnxfuse.watch import Progress, Watch
+
+Measured = tuple[Examined, frozenset[str]]
+"""A file, and the patterns of --only and --except that were about its nodes."""
+MANY = 8
+MUCH = 8_000_000
+"""Fewer models than these, and fewer bytes, are done before other processes have started."""
 
 
 def run(chosen: argparse.Namespace, config: Config) -> Outcome:
@@ -35,20 +46,90 @@ def run(chosen: argparse.Namespace, config: Config) -> Outcome:
     place = page_place(chosen, *meant.files, baseline=gate.baseline)
     baseline = gate.baseline.path if gate.updates and gate.baseline is not None else None
     orphans = left(place, baseline)
-    found = list(meant.unusable)
-    with progress(enabled=not chosen.quiet) as report:
-        for index, path in enumerate(meant.files):
-            report(path, index, len(meant.files))
-            found.append(examined(path, partial(gate.examine, path, meant.rules(path)), Watch()))
+    jobs = _jobs(chosen, meant.files)
+    asked = {path: gate.asked(path, meant.rules(path)) for path in meant.files}
+    names = [path for path, limits in asked.items() if not isinstance(limits, Failure)]
+    with progress(enabled=not chosen.quiet) as show:
+        results = dict(zip(names, _measure(gate, names, jobs, show), strict=True))
+    found = [*meant.unusable, *(_judged(path, asked[path], results) for path in asked)]
     notes = [*orphans, *gate.notes, *said(found)]
     if gate.fusible and all(file.failure is None for file in found):
-        notes += unmatched(gate.options, chosen)
+        met = frozenset[str]().union(*(patterns for _, patterns in results.values()))
+        notes += unmatched(met, chosen)
     if gate.updates:
         found = [gate.recorded(file) for file in found]
         notes.append(gate.update(found))
     outcome = Outcome("check", tuple(found), None, __version__, tuple(notes))
     write_page(place, page_data(place, outcome))
     return outcome
+
+
+def _jobs(chosen: argparse.Namespace, files: Sequence[str]) -> int:
+    """How many processes work on these files."""
+    asked = whole(chosen.jobs, "--jobs")
+    if asked:
+        return min(asked, max(len(files), 1))
+    if len(files) < MANY and sum(map(_size, files)) < MUCH:
+        return 1
+    from onnxfuse import pool
+
+    return min(pool.cores(), len(files))
+
+
+def _size(path: str) -> int:
+    try:
+        return os.path.getsize(path)  # noqa: PTH202 - of thousands
+    except OSError:
+        return 0
+
+
+def _measure(gate: Gate, names: Sequence[str], jobs: int, show: Progress) -> Iterator[Measured]:
+    """The reports of models in their order, made in this process or in others."""
+    work = partial(measured, gate.options, fusible=gate.fusible)
+    if jobs == 1:
+        for index, path in enumerate(names):
+            show(path, index, len(names))
+            yield work(path)
+        return
+    from onnxfuse import pool
+
+    for path, result in zip(names, pool.in_processes(work, names, jobs, show), strict=True):
+        if not isinstance(result, Exception):
+            yield result
+        elif os.environ.get("ONNXFUSE_TRACEBACK") and not isinstance(result, OnnxfuseError):
+            raise result
+        else:
+            yield Examined(path, failure=failure(result)), frozenset()
+
+
+def measured(options: Options, path: str, *, fusible: bool) -> Measured:
+    """What one model holds, in any process: its report or what stopped that."""
+    wanted = Watched(**{field.name: getattr(options, field.name) for field in fields(Options)})
+
+    def work(watch: Watch) -> Examined:
+        from onnxfuse.fusing import count_model, explain_model
+
+        report = (
+            explain_model(path, wanted, watch)[0] if fusible else count_model(path, wanted, watch)
+        )
+        return Examined(path, report, gate=fusible)
+
+    return examined(path, work, Watch()), wanted.met
+
+
+def _judged(
+    path: str, limits: Sequence[Limit] | Failure, results: Mapping[str, Measured]
+) -> Examined:
+    """One model held against its limits."""
+    if isinstance(limits, Failure):
+        return Examined(path, failure=limits)
+    file, _ = results[path]
+    if file.report is None:
+        return file
+    try:
+        return replace(file, budgets=judge(file.report.before, limits))
+    except InputError as error:
+        return Examined(path, failure=failure(error), stages=file.stages)
 
 
 class Gate:
@@ -100,16 +181,12 @@ class Gate:
 
             io.check_output(self.baseline.path)
 
-    def examine(self, path: str, rules: Sequence[Rule], watch: Watch) -> Examined:
-        """One model held against what is demanded; ``rules`` are those that speak of it."""
-        from onnxfuse.fusing import count_model, explain_model
-
-        limits = list(self._limits(path, rules)) if self.budgets else []
-        if self.fusible:
-            report, _ = explain_model(path, self.options, watch)
-        else:
-            report = count_model(path, self.options, watch)
-        return Examined(path, report, judge(report.before, limits), gate=self.fusible)
+    def asked(self, path: str, rules: Sequence[Rule]) -> list[Limit] | Failure:
+        """The limits of one model, or why they are not known."""
+        try:
+            return list(self._limits(path, rules)) if self.budgets else []
+        except InputError as error:
+            return failure(error)
 
     def _limits(self, path: str, rules: Sequence[Rule]) -> Iterator[Limit]:
         """The limits of one model; those of the command line win over configured ones."""

@@ -5,19 +5,19 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from onnxfuse.budget import Baseline
-from onnxfuse.errors import InputError, ProofError
+from onnxfuse.errors import InputError, ProofError, WorkerError
 from onnxfuse.options import Options
 from onnxfuse.outcome import Examined, Exit, Failure, Outcome
 from onnxfuse.watch import Watch
 
-_SEED = re.compile("[0-9]{1,18}")
+_WHOLE = re.compile("[0-9]{1,18}")
 _SIZE = re.compile("0*[1-9][0-9]{0,17}")
 
 LONGEST = 1000
@@ -33,6 +33,15 @@ class Watched(Options):
     def admits(self, label: str) -> bool:
         self.labels.add(label)
         return super().admits(label)
+
+    @property
+    def met(self) -> frozenset[str]:
+        """The patterns that were about some node so far."""
+        return frozenset(
+            pattern
+            for pattern in (*self.only, *self.without)
+            if any(fnmatchcase(label, pattern) for label in self.labels)
+        )
 
 
 def options(chosen: argparse.Namespace) -> Watched:
@@ -73,9 +82,13 @@ def input_data(chosen: argparse.Namespace) -> dict[str, Any] | None:
 
 def seed(chosen: argparse.Namespace) -> int | None:
     """The seed that was given."""
-    text = chosen.seed
-    if text is not None and not _SEED.fullmatch(text):
-        raise InputError(f"--seed {text!r} is not a whole number from 0 on")
+    return whole(chosen.seed, "--seed")
+
+
+def whole(text: str | None, option: str) -> int | None:
+    """A whole number that was given. Raises `InputError` for anything else."""
+    if text is not None and not _WHOLE.fullmatch(text):
+        raise InputError(f"{option} {text!r} is not a whole number from 0 on")
     return None if text is None else int(text)
 
 
@@ -120,14 +133,14 @@ def said(found: Sequence[Examined]) -> Iterator[str]:
             yield note if len(found) == 1 else f"{file.path}: {note}"
 
 
-def unmatched(wanted: Watched, chosen: argparse.Namespace) -> Iterator[str]:
-    """The patterns of --only and --except that were about none of the nodes met so far."""
+def unmatched(met: Set[str], chosen: argparse.Namespace) -> Iterator[str]:
+    """The patterns of --only and --except that were about no node; ``met`` are the others."""
     for key, name, patterns in (
-        ("only", "only", wanted.only),
-        ("except", "without", wanted.without),
+        ("only", "only", chosen.only),
+        ("except", "without", chosen.without),
     ):
         for pattern in patterns:
-            if not any(fnmatchcase(label, pattern) for label in wanted.labels):
+            if pattern not in met:
                 typed = name in chosen.typed
                 what = f"--{key} {pattern!r}" if typed else f"{key} {pattern!r} in {chosen.source}"
                 yield f"{what} matches no node that could be fused (explain -v names them)"
@@ -148,7 +161,7 @@ def failure(error: Exception) -> Failure:
     """An error in one line, with the exit code it means."""
     if isinstance(error, InputError):
         return Failure(Exit.USAGE, _line(error))
-    if isinstance(error, ProofError):
+    if isinstance(error, ProofError | WorkerError):
         return Failure(Exit.UNPROVED, _line(error))
     if isinstance(error, MemoryError):
         return Failure(Exit.USAGE, "not enough memory for this model")

@@ -36,7 +36,7 @@ def run(chosen: argparse.Namespace) -> Outcome:
     orphans = left(page)
     with progress(enabled=not chosen.quiet) as watch.show:
         found = examined(chosen.input, partial(_explain, chosen, wanted), watch)
-    notes = () if found.failure is not None else (*said((found,)), *unmatched(wanted, chosen))
+    notes = () if found.failure is not None else (*said((found,)), *unmatched(wanted.met, chosen))
     outcome = Outcome("explain", (found,), None, __version__, (*orphans, *notes))
     write_page(page, page_data(page, outcome))
     return outcome

@@ -40,7 +40,7 @@ def run(chosen: argparse.Namespace) -> Outcome:
     orphans = left(place, page, *carried)
     with progress(enabled=not chosen.quiet) as watch.show:
         found = examined(chosen.input, partial(_fuse, chosen, wanted, place, page), watch)
-    notes = () if found.failure is not None else (*said((found,)), *unmatched(wanted, chosen))
+    notes = () if found.failure is not None else (*said((found,)), *unmatched(wanted.met, chosen))
     outcome = Outcome("fuse", (found,), None, __version__, (*orphans, *notes))
     if found.output is None:  # else the page is written, or known not to be
         write_page(page, page_data(page, outcome))
@@ -60,7 +60,7 @@ def _fuse(
     with Output(place, given, chosen.external_data, threshold) as output:
         result = fuse_model(given, wanted, watch, output)
         found = Examined(chosen.input, result.report, output=chosen.output)
-        notes = (*said((found,)), *unmatched(wanted, chosen))
+        notes = (*said((found,)), *unmatched(wanted.met, chosen))
         drawn = page_data(page, Outcome("fuse", (found,), None, __version__, notes))
         watch.enter("write")
         output.commit(result.model, result.data)

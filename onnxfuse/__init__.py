@@ -16,8 +16,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing itself takes a while to load
     from typing import Any
 
-    from onnxfuse.errors import InputError, OnnxfuseError, ProofError
-    from onnxfuse.library import compare, fuse, plan
+    from onnxfuse.errors import InputError, OnnxfuseError, ProofError, WorkerError
+    from onnxfuse.library import compare, fuse, fuse_files, plan
     from onnxfuse.records import Equivalence, Report
 
 __all__ = [
@@ -26,9 +26,11 @@ __all__ = [
     "OnnxfuseError",
     "ProofError",
     "Report",
+    "WorkerError",
     "__version__",
     "compare",
     "fuse",
+    "fuse_files",
     "plan",
 ]
 
@@ -38,8 +40,10 @@ _ROOMS = {
     "OnnxfuseError": "errors",
     "ProofError": "errors",
     "Report": "records",
+    "WorkerError": "errors",
     "compare": "library",
     "fuse": "library",
+    "fuse_files": "library",
     "plan": "library",
 }
 

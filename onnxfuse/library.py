@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike, fspath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from onnxfuse.errors import InputError
+from onnxfuse.errors import InputError, OnnxfuseError
 from onnxfuse.records import Equivalence, Report
 from onnxfuse.version import POLICIES
 from onnxfuse.watch import Watch
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
 
 
 def fuse(
@@ -77,6 +80,54 @@ def fuse(
     )
     result = fusing.fuse_model(source, options, Watch())
     return back(result.model), result.report
+
+
+def fuse_files(
+    files: Iterable[tuple[str | PathLike[str], str | PathLike[str]]],
+    *,
+    executor: Executor | None = None,
+    jobs: int = 0,
+    only: Sequence[str] = (),
+    without: Sequence[str] = (),
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    verify: bool = True,
+    approximate_borders: bool = False,
+    keep_post_bn: bool = False,
+    freeze_initializers: bool = False,
+    assume_inference: bool = False,
+    seed: int | None = None,
+) -> list[Report | OnnxfuseError]:
+    """Fuse many files at once: ``files`` are pairs of a path to read and one to write.
+
+    Gives for each pair, in the order given, its report or the error that stopped it; one never
+    stops the others. Models are read and written by the workers, so that only paths and reports
+    travel, and workers on other machines must see the same files.
+
+    Without an ``executor`` that is ``jobs`` processes, 0 being one for each processor; a script
+    must call this below ``if __name__ == "__main__":``. Any ``concurrent.futures.Executor`` will
+    do: threads, or a cluster's. The rest is as in `fuse`. A model that ends its process is a
+    `WorkerError`; only with processes of our own is it certain that no other model suffers.
+
+    Raises `InputError` where a pair writes what another reads or writes.
+    """
+    from onnxfuse import many
+
+    if executor is not None and jobs:
+        raise InputError("jobs is the number of our own processes; an executor has its own number")
+    if not isinstance(jobs, int) or jobs < 0:
+        raise InputError(f"jobs {jobs!r} is not a whole number from 0 on")
+    options = _options(
+        only,
+        without,
+        input_shapes,
+        verify=verify,
+        approximate_borders=approximate_borders,
+        keep_post_bn=keep_post_bn,
+        freeze_initializers=freeze_initializers,
+        assume_inference=assume_inference,
+        seed=_checked_seed(seed),
+    )
+    return many.fuse_files(files, options, executor, jobs)
 
 
 def plan(

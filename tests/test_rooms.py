@@ -57,6 +57,7 @@ def loaded_by(statement: str) -> set[str]:
         "import onnxfuse.refusal, onnxfuse.records, onnxfuse.errors",
         "import onnxfuse.algebra.geometry",
         "import onnxfuse.planning.cost",
+        "import onnxfuse.many",
     ],
 )
 def test_nothing_heavy_is_loaded_by(statement):

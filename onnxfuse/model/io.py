@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ from onnx import TensorProto
 from onnxfuse import files
 from onnxfuse.errors import InputError
 from onnxfuse.model import temporary, tensors, walk
+
+_UMASK = threading.Lock()
+"""It can only be read by setting it; two threads that did so at once would leave it at 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,22 +133,36 @@ def write(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def _replacing(path: Path, *, only_new: bool = False) -> Iterator[Path]:
     try:
         with temporary.beside(path) as place:
             yield place
             place.chmod(mode_of(path))
-            place.replace(path)
+            if only_new:
+                _link(place, path)
+            else:
+                place.replace(path)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _link(made: Path, path: Path) -> None:
+    """Give a file its name if nothing has that; a rename would replace what another run wrote."""
+    try:
+        path.hardlink_to(made)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        made.replace(path)
 
 
 def mode_of(path: Path) -> int:
     """The permissions of the file that is replaced, or those a new file would get."""
     if path.exists():
         return path.stat().st_mode & 0o7777
-    mask = os.umask(0)
-    os.umask(mask)
+    with _UMASK:
+        mask = os.umask(0)
+        os.umask(mask)
     return 0o666 & ~mask
 
 
@@ -218,8 +236,12 @@ def _copy(place: Path, new: Path) -> None:
         new.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{new.parent} cannot be made: {error.strerror}") from error
-    with _replacing(new) as copy:
-        shutil.copyfile(place, copy)
+    try:
+        with _replacing(new, only_new=True) as copy:
+            shutil.copyfile(place, copy)
+    except InputError:
+        if not (new.exists() and _same(place, new)):  # another run may have been faster
+            raise
 
 
 def _same(left: Path, right: Path) -> bool:

@@ -5,8 +5,6 @@ Every key is known or refused with a suggestion. Paths are relative to the file 
 
 from __future__ import annotations
 
-import difflib
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,6 +77,8 @@ def load(path: Path) -> Config:
 
 
 def _parsed(path: Path) -> dict[str, Any]:
+    import tomllib
+
     data = files.read(path, f"the configuration {path}")
     try:
         return tomllib.loads(data.decode("utf-8-sig"))
@@ -118,6 +118,8 @@ def _checked(
     found = {}
     for key, value in table.items():
         if key not in keys:
+            import difflib
+
             near = difflib.get_close_matches(key.replace("_", "-"), [*keys, *others], 1)
             known = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(keys)}"
             raise InputError(f"{where} has no key {key!r}; {known}")

@@ -1,120 +1,138 @@
-"""Measure fused exports against their originals and hand-merged deploy forms, side by side.
+"""Measure onnxfuse against its targets, and write docs/performance.md.
 
-    python tools/bench.py [--only GLOB] [--rounds 60] [--threads 1]
+    pip install . -r tools/requirements-bench.txt
+    python tools/bench.py [--write docs/performance.md] [--part NAME]... [--quick]
 
-For every committed export: Conv, nodes and MACs of original, fused and deploy; the worst RMS
-error ratio of a region (fused over original, against float64); and latency in onnxruntime with
-its default optimisations, as the median of ratios of runs taken in turn (original, fused,
-deploy, original, …) in one process. Inputs have the sizes of the export.
+What is compared runs in turn, in one process or one after the other, in an order that turns round,
+so that whatever else the machine does meets all alike; figures are medians of ratios of
+neighbouring runs. A mean over systems is geometric; its interval comes from a bootstrap over the
+systems and their rounds. Exports are made once, in --cache, and kept there.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
+import datetime as dt
+import os
+import platform
+import sys
+import tempfile
 import time
-from fnmatch import fnmatchcase
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import onnx
-import onnxruntime as ort
-from rich.console import Console
-from rich.table import Table
+import bench_latency
+import bench_planning
+import bench_process
+import bench_startup
+from bench_measure import Section, Target
+from bench_models import exported
 
-import onnxfuse
+FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
+PARTS = ("latency", "process", "startup", "planning", "large")
+PACKAGES = ("onnxfuse", "numpy", "onnx", "onnxruntime", "openvino", "onnxsim", "onnxslim", "torch")
+VERDICTS = {True: "met", False: "**missed**", None: "not measured"}
+ELSEWHERE = (
+    Target("3 GiB model with external data, one region fused: time; anonymous memory",
+           "≤ 1.5× copying; ≤ 250 MiB", "not by this command", None),
+    Target("the same with every Conv and Gemm region fused",
+           "≤ 3× copying; ≤ 600 MiB", "not by this command", None),
+)  # fmt: skip
 
-FIXTURES = Path(__file__).resolve().parent.parent / "fixtures" / "pytorch"
+
+def measured(chosen: argparse.Namespace, work: Path) -> list[Section]:
+    """Every part that was asked for, in the order of the page."""
+    rounds = 7 if chosen.quick else 25
+    found: list[Section] = []
+    wide = exported(chosen.cache, "wide") if {"latency", "process"} & set(chosen.part) else Path()
+    if "latency" in chosen.part:
+        systems = bench_latency.systems(wide, work, chosen.only)
+        for one in systems:
+            bench_latency.measure(one, rounds)
+            print(f"{one.name}: measured", file=sys.stderr, flush=True)
+        found += [bench_latency.deploy_section(systems), bench_latency.peers_section(systems)]
+    if "process" in chosen.part:
+        files = bench_process.ordinary([FIXTURES / "pytorch", wide])
+        for file in files:
+            bench_process.measure(file, work, 3 if chosen.quick else 5, bench_process.LIMIT)
+        found.append(bench_process.section(files))
+    if "startup" in chosen.part:
+        found.append(bench_startup.measured(15 if chosen.quick else 40))
+    if "planning" in chosen.part:
+        found.append(bench_planning.measured(1))
+    if "large" in chosen.part:
+        path = exported(chosen.cache, "pytorch") / "dbb_resnet18.ts.onnx"
+        found.append(bench_process.large(path, work, 1 if chosen.quick else 3))
+    return found
 
 
-def session(model: onnx.ModelProto, threads: int) -> ort.InferenceSession:
-    """A session as a user would make it, with a fixed number of threads."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    return ort.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+def page(found: list[Section], seconds: float, quick: bool) -> str:
+    """The page: targets first, then what they rest on."""
+    targets = [target for section in found for target in section.targets]
+    rows = [
+        (target.what, target.aim, target.measured, VERDICTS[target.met])
+        for target in (*targets, *ELSEWHERE)
+    ]
+    words = (
+        f"Written by `python tools/bench.py --write docs/performance.md`, not by hand, on "
+        f"{dt.datetime.now(dt.UTC).date().isoformat()}, in {seconds / 60:.0f} minutes"
+        f"{', with --quick' if quick else ''}.\n\n{machine()}\n\n"
+        "What is compared ran in turn, so that other work on the machine met all alike; figures "
+        "are medians of ratios of neighbouring runs, with 95 % intervals from a bootstrap. "
+        "At one thread the time is that of the processor, otherwise that of the clock."
+    )
+    parts = ["# Performance", words, "## Targets", _table(("what", "aim", "measured", ""), rows)]
+    for section in found:
+        parts += [f"## {section.title}", section.words]
+        parts += [_table(titles, held) for titles, held in section.tables]
+        if section.notes:
+            parts.append("\n".join(f"- {note}" for note in section.notes))
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [titles, ("---",) * len(titles), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |"
+                     for line in lines)  # fmt: skip
+
+
+def machine() -> str:
+    """The processor, its cores, what else it was doing, and the versions of everything."""
+    model = platform.processor() or platform.machine()
+    place = Path("/proc/cpuinfo")
+    for line in place.read_text().splitlines() if place.exists() else ():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    load = f"load {os.getloadavg()[1]:.1f} at the end" if hasattr(os, "getloadavg") else ""
+    held = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
+    return (
+        f"Machine: {model}, {cores} cores, {load}; {platform.system()} {platform.machine()}, "
+        f"Python {platform.python_version()}. {held}."
     )
 
 
-def latencies(
-    sessions: list[ort.InferenceSession], feeds: dict[str, Any], rounds: int
-) -> list[list[float]]:
-    """Seconds per run of each session, taken in turn; every sample is a batch of about 2 ms."""
-    repeats = []
-    for one in sessions:
-        one.run(None, feeds)
-        begin = time.perf_counter()
-        one.run(None, feeds)
-        repeats.append(max(int(0.002 / max(time.perf_counter() - begin, 1e-7)), 1))
-    samples: list[list[float]] = [[] for _ in sessions]
-    for _ in range(rounds):
-        for index, one in enumerate(sessions):
-            begin = time.perf_counter()
-            for _ in range(repeats[index]):
-                one.run(None, feeds)
-            samples[index].append((time.perf_counter() - begin) / repeats[index])
-    return samples
-
-
-def ratio(top: list[float], bottom: list[float]) -> float:
-    """The median of the ratios of neighbouring samples."""
-    return statistics.median(a / b for a, b in zip(top, bottom, strict=True))
-
-
-def main() -> None:
-    """Print one row per export and the geometric means."""
+def main() -> int:
+    """Measure, print the page, and write it where that was asked for."""
+    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="*.ts.onnx", help="glob over file names")
-    parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the page there as well")
+    parser.add_argument("--part", action="append", choices=PARTS, help="default: all of them")
+    parser.add_argument("--only", default="*", metavar="GLOB", help="systems for latency")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, wider intervals")
+    parser.add_argument("--cache", type=Path, default=home / "onnxfuse-bench")
     chosen = parser.parse_args()
-    manifest = json.loads((FIXTURES / "manifest.json").read_text())["files"]
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in ("export", "Conv", "nodes", "MACs", "RMS", "time/deploy", "time/original"):
-        table.add_column(title, justify="left" if title == "export" else "right")
-    to_deploy, to_original, worst = [], [], []
-    for name, entry in sorted(manifest.items()):
-        if not (entry["committed"] and fnmatchcase(name, chosen.only)) or ".deploy." in name:
-            continue
-        original = onnx.load(FIXTURES / name)
-        deploy = onnx.load(FIXTURES / entry["deploy"])
-        fused, report = onnxfuse.fuse(original)
-        target = onnxfuse.plan(deploy).before
-        generator = np.random.default_rng(0)
-        feeds = {
-            n: generator.standard_normal(s).astype(np.float32)
-            for n, s in entry["input_shapes"].items()
-        }
-        sessions = [session(m, chosen.threads) for m in (original, fused, deploy)]
-        before, after, best = latencies(sessions, feeds, chosen.rounds)
-        ratios = [r.error.ratio for r in report.regions if r.error and r.error.ratio is not None]
-        worst += ratios
-        to_deploy.append(ratio(after, best))
-        to_original.append(ratio(after, before))
-        table.add_row(
-            name.removesuffix(".onnx"),
-            f"{report.before.conv}→{report.after.conv} ({target.conv})",
-            f"{report.before.nodes}→{report.after.nodes} ({target.nodes})",
-            f"{report.before.macs:,}→{report.after.macs:,} ({target.macs:,})",
-            f"{max(ratios):.2f}" if ratios else "",
-            f"{to_deploy[-1]:.2f}",
-            f"{to_original[-1]:.2f}",
-        )
-    console = Console(width=160)
-    console.print("original→fused (deploy); RMS: worst region, fused/original against float64")
-    console.print(table)
-    console.print(
-        f"{len(to_deploy)} exports, geometric mean of time: "
-        f"fused/deploy {statistics.geometric_mean(to_deploy):.3f}, "
-        f"fused/original {statistics.geometric_mean(to_original):.3f}; "
-        f"RMS ratio of {len(worst)} regions: geometric mean "
-        f"{statistics.geometric_mean(worst):.3f}, worst {max(worst):.2f}"
-    )
+    chosen.part = chosen.part or list(PARTS)
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        found = measured(chosen, Path(folder))
+    text = page(found, time.monotonic() - begin, chosen.quick)
+    print(text)
+    if chosen.write:
+        chosen.write.write_text(text)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -173,7 +173,7 @@ def compare(
 ) -> dict[str, Any]:
     """One row: a network as one exporter wrote it, beside timm's form from the same exporter."""
     import onnx
-    from bench import latencies, ratio, session
+    from bench_measure import latencies, ratio, session
 
     import onnxfuse
 

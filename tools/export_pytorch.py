@@ -1,9 +1,10 @@
 """Export training-time blocks from PyTorch to ONNX, with their deploy forms and a manifest.
 
-    python tools/export_pytorch.py [--table field] [--out FOLDER] [--only GLOB] [--list] [--large]
+    python tools/export_pytorch.py [--table NAME] [--out FOLDER] [--only GLOB] [--list] [--large]
 
-The tables are `systems_pytorch` (fixtures/pytorch) and `systems_field` (fixtures/field). Kinds of
-export, each `SYSTEM.KIND.onnx`:
+The tables are `systems_pytorch` (fixtures/pytorch), `systems_field` (fixtures/field) and
+`systems_wide` (committed nowhere; tools/bench.py has it made). Kinds of export, each
+`SYSTEM.KIND.onnx`:
 
     ts          TorchScript exporter, evaluation mode, fixed sizes
     preserve    TorchScript exporter, training=PRESERVE, no constant folding
@@ -37,6 +38,7 @@ import onnx
 import onnxruntime as ort
 import systems_field
 import systems_pytorch
+import systems_wide
 import torch
 from deploy_pytorch import deploy
 from forms_field import FORMS, best
@@ -52,6 +54,7 @@ AXES = {0: "batch", 2: "height", 3: "width"}
 TABLES: dict[str, tuple[System, ...]] = {
     "pytorch": systems_pytorch.SYSTEMS,
     "field": systems_field.SYSTEMS,
+    "wide": systems_wide.SYSTEMS,
 }
 ONNX_TOLERANCE = 1e-4  # float32 against float32, other order of sums, outputs of size 1 to 10
 DEPLOY_TOLERANCE = 1e-9  # float64 against float64

@@ -1,0 +1,104 @@
+"""The benchmark: what it computes from samples, the models it makes, and the page it writes."""
+
+from __future__ import annotations
+
+import itertools
+
+import bench
+import bench_measure as m
+import bench_models
+import bench_planning
+import numpy as np
+import onnx
+import pytest
+from bench_measure import Ratio, Section, Target
+from onnx import helper
+
+import onnxfuse
+
+
+def test_runs_are_taken_in_turn_and_each_is_first_as_often() -> None:
+    seen: list[str] = []
+    ticks = itertools.count()
+    calls = {name: lambda name=name: seen.append(name) for name in "abc"}
+    samples = m.in_turn(calls, 3, lambda: float(next(ticks)))  # each call takes a second
+    assert seen[:6] == ["a", "a", "b", "b", "c", "c"]  # one to warm up, one to measure its length
+    assert seen[6:] == ["a", "b", "c", "b", "c", "a", "c", "a", "b"]
+    assert {name: len(values) for name, values in samples.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_a_ratio_is_that_of_neighbours() -> None:
+    """The machine gets slower all the time, and the ratio does not mind."""
+    found = m.of("x", [1.0, 2.0, 4.0], [2.0, 4.0, 8.0])
+    assert found.values == (0.5, 0.5, 0.5)
+    assert found.interval() == (0.5, 0.5)
+
+
+def test_the_mean_is_geometric_and_its_interval_holds_it() -> None:
+    generator = np.random.default_rng(0)
+    ratios = [
+        Ratio(str(n), tuple(size * np.exp(0.01 * generator.standard_normal(25))))
+        for n, size in enumerate((0.5, 1.0, 2.0))
+    ]
+    middle, low, high = m.geometric(ratios)
+    assert middle == pytest.approx(np.prod([one.median for one in ratios]) ** (1 / 3))
+    assert low < middle < high
+    assert 0.45 < low < 0.9  # another choice of three such systems
+    assert 1.1 < high < 2.1
+    alike = [Ratio("a", (1.01,) * 9), Ratio("b", (1.01,) * 9)]
+    assert m.geometric(alike) == pytest.approx((1.01, 1.01, 1.01))
+
+
+@pytest.mark.parametrize("shape", bench_planning.SHAPES)
+def test_the_graphs_to_plan_are_valid_and_fuse(shape: str) -> None:
+    model = bench_planning.model(shape, 1002)
+    if shape != "unsorted":  # the format wants nodes in order; files do not always have them so
+        onnx.checker.check_model(model)
+    assert abs(len(model.graph.node) - 1002) <= 6
+    assert onnxfuse.plan(model).regions
+
+
+def _conv(kernel: tuple[int, ...], **attributes: object) -> onnx.ModelProto:
+    value = helper.make_tensor_value_info
+    weight = onnx.numpy_helper.from_array(np.zeros(kernel, np.float32), "w")
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"], **attributes)], "g",
+        [value("x", 1, [1, 8, 9, 9])], [value("y", 1, None)], [weight],
+    )  # fmt: skip
+    return helper.make_model(graph)
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        (_conv((8, 8, 3, 3), pads=[1, 1, 1, 1]), ""),
+        (_conv((8, 8, 3, 3)), "+1 Conv 8×8×3×3 pads 1,1,1,1"),
+        (_conv((8, 4, 3, 3), pads=[1, 1, 1, 1], group=2), "groups 2"),
+        (_conv((8, 8, 3, 3), pads=[1, 1, 1, 1], dilations=[2, 2]), "dilations 2,2"),
+        (_conv((8, 8, 5, 5), pads=[1, 1, 1, 1]), "−1 Conv 8×8×5×5"),
+        (_conv((8, 8, 3, 3), pads=[1, 1, 1, 1], strides=[1, 1]), ""),
+    ],
+)
+def test_operators_are_the_same_only_in_every_respect(other: onnx.ModelProto, says: str) -> None:
+    mine = bench_models.operators(_conv((8, 8, 3, 3), pads=[1, 1, 1, 1]))
+    found = bench_models.difference(mine, bench_models.operators(other))
+    assert says in found
+    assert bool(says) == bool(found)
+
+
+def test_the_page_shows_what_was_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "machine", lambda: "Machine: one")
+    section = Section(
+        "Part",
+        "Words.",
+        [(("a", "b"), [("1 | 2", "3")])],
+        [Target("fast", "≤ 1", "2", False), Target("small", "≤ 1", "0.5", True)],
+        ["a note"],
+    )
+    text = bench.page([section], 60.0, quick=True)
+    assert "| fast | ≤ 1 | 2 | **missed** |" in text
+    assert "| small | ≤ 1 | 0.5 | met |" in text
+    assert "| 1 \\| 2 | 3 |" in text
+    assert "- a note" in text
+    assert "with --quick" in text
+    assert "not measured" in text

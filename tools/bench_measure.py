@@ -1,0 +1,177 @@
+"""How the benchmark measures: sessions, runs taken in turn, ratios, and how sure they are.
+
+It knows nothing of what is measured.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Samples = dict[str, list[float]]
+Clock = Callable[[], float]
+BATCH = 0.004
+"""Seconds that a sample lasts at least; shorter calls are repeated, and their mean is taken."""
+DRAWS = 2000
+"""Of the bootstrap."""
+
+
+def session(model: Any, threads: int) -> Any:
+    """An onnxruntime session as a user would make it, with a fixed number of threads.
+
+    The threads rest between runs, as they would otherwise spin while others are measured.
+    ``model`` is a path or a ModelProto.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    given = str(model) if isinstance(model, str | Path) else model.SerializeToString()
+    return ort.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+
+
+def latencies(sessions: list[Any], feeds: dict[str, Any], rounds: int) -> list[list[float]]:
+    """Seconds per run of each session, taken in turn."""
+    calls = {str(n): _bound(one, feeds) for n, one in enumerate(sessions)}
+    return list(in_turn(calls, rounds).values())
+
+
+def _bound(one: Any, feeds: dict[str, Any]) -> Callable[[], Any]:
+    return lambda: one.run(None, feeds)
+
+
+def in_turn(
+    calls: Mapping[str, Callable[[], Any]], rounds: int, clock: Clock = time.perf_counter
+) -> Samples:
+    """Seconds per call of each, one sample of each a round, in an order that turns round."""
+    order = list(calls)
+    repeats = dict.fromkeys(order, 1)
+    for name, call in calls.items():
+        call()
+        begin = clock()
+        call()
+        repeats[name] = max(int(BATCH / max(clock() - begin, 1e-7)), 1)
+    samples: Samples = {name: [] for name in order}
+    for turn in range(rounds):
+        for index in range(len(order)):
+            name = order[(index + turn) % len(order)]
+            call = calls[name]
+            begin = clock()
+            for _ in range(repeats[name]):
+                call()
+            samples[name].append((clock() - begin) / repeats[name])
+    return samples
+
+
+def ratio(top: Sequence[float], bottom: Sequence[float]) -> float:
+    """The median of the ratios of neighbouring samples."""
+    return statistics.median(a / b for a, b in zip(top, bottom, strict=True))
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio as measured: one value for each round; ``text`` says more of it."""
+
+    name: str
+    values: tuple[float, ...]
+    text: str = ""
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    def interval(self) -> tuple[float, float]:
+        """Where the median lies with 95 %, from rounds drawn again with replacement."""
+        drawn = np.median(_drawn(self.values, np.random.default_rng(0)), axis=1)
+        return float(np.quantile(drawn, 0.025)), float(np.quantile(drawn, 0.975))
+
+
+def of(name: str, top: Sequence[float], bottom: Sequence[float], text: str = "") -> Ratio:
+    """The ratio of two series that were taken in turn."""
+    return Ratio(name, tuple(a / b for a, b in zip(top, bottom, strict=True)), text)
+
+
+def _drawn(values: Sequence[float], generator: np.random.Generator) -> np.ndarray:
+    held = np.asarray(values)
+    return held[generator.integers(0, len(held), (DRAWS, len(held)))]
+
+
+def geometric(ratios: Sequence[Ratio]) -> tuple[float, float, float]:
+    """The geometric mean of medians, and where it lies with 95 %.
+
+    Both the things measured and the rounds of each are drawn again with replacement: the interval
+    says how much another choice of things, and another run, would move the mean.
+    """
+    generator = np.random.default_rng(0)
+    logs = np.log([np.median(_drawn(one.values, generator), axis=1) for one in ratios])
+    chosen = generator.integers(0, len(ratios), (DRAWS, len(ratios)))
+    means = np.exp(np.take_along_axis(logs.T, chosen, axis=1).mean(axis=1))
+    middle = statistics.geometric_mean(one.median for one in ratios)
+    return middle, float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+@dataclass
+class Ran:
+    """A program that was run: seconds by the clock and of the processor; why it failed, if so."""
+
+    wall: float
+    processor: float
+    failed: str = ""
+
+
+def run(command: Sequence[str], limit: float, cwd: Path | None = None) -> Ran:
+    """Run a program to its end or for ``limit`` seconds."""
+    before, begin = _children(), time.perf_counter()
+    try:
+        done = subprocess.run(
+            command, capture_output=True, timeout=limit, check=False, cwd=cwd, env=_environment()
+        )
+        said = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()
+        failed = f"exit {done.returncode}: {said[-1][:120] if said else ''}"
+        failed = failed if done.returncode else ""
+    except subprocess.TimeoutExpired:
+        failed = f"not done in {limit:g} s"
+    return Ran(time.perf_counter() - begin, _children() - before, failed)
+
+
+def _environment() -> dict[str, str]:
+    """As users have it: byte code is kept, whatever this process was told."""
+    return {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+
+
+def _children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+@dataclass
+class Section:
+    """A part of the page: what was measured, in words and tables, and the targets it speaks of."""
+
+    title: str
+    words: str
+    tables: list[tuple[tuple[str, ...], list[tuple[str, ...]]]] = field(default_factory=list)
+    targets: list[Target] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A row of the table of targets: ``met`` is None where it was not measured."""
+
+    what: str
+    aim: str
+    measured: str
+    met: bool | None

@@ -102,8 +102,11 @@ class _Workers:
     def __init__(self, jobs: int) -> None:
         context = multiprocessing.get_context("spawn")  # threads and fork do not go together
         self._jobs = jobs
-        self._theirs, self._ours = context.Pipe(duplex=False)
-        self._pool = ProcessPoolExecutor(jobs, context, _begin, (self._theirs,))
+        try:
+            self._theirs, self._ours = context.Pipe(duplex=False)
+            self._pool = ProcessPoolExecutor(jobs, context, _begin, (self._theirs,))
+        except (OSError, ImportError, NotImplementedError) as error:  # where there is no /dev/shm
+            raise WorkerError(f"no worker process can start: {error}") from error
 
     def __enter__(self) -> _Workers:
         try:
@@ -112,12 +115,14 @@ class _Workers:
             first.result()
         except BaseException as error:
             self.__exit__(None, None, None)
-            if not isinstance(error, BrokenExecutor):
-                raise
-            raise WorkerError(
-                "no worker process can start; in a script, call this below "
-                '`if __name__ == "__main__":`'
-            ) from error
+            if isinstance(error, OSError):
+                raise WorkerError(f"no worker process can start: {error}") from error
+            if isinstance(error, BrokenExecutor):
+                raise WorkerError(
+                    "no worker process can start; in a script, call this below "
+                    '`if __name__ == "__main__":`'
+                ) from error
+            raise
         return self
 
     def __exit__(

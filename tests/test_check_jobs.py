@@ -98,6 +98,32 @@ def test_a_model_that_kills_its_worker_is_named_and_stops_no_other(
     assert "3 models: 1 fine, 1 with regions to fuse, 1 that could not be judged" in printed.out
 
 
+@pytest.mark.parametrize("stage", ["__init__", "submit"])
+def test_where_no_process_can_start_models_are_checked_in_this_one(
+    stage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from onnxfuse import pool
+
+    def refused(*_: Any) -> None:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(pool.ProcessPoolExecutor, stage, refused)
+    if stage == "submit":
+        monkeypatch.setattr(check, "MANY", 2)
+    else:
+        monkeypatch.setattr(check, "MUCH", 1)
+    monkeypatch.setattr(pool, "cores", lambda: 2)
+    capsys.readouterr()
+    assert main(["check", "zoo", "--jobs", "1"]) == 2
+    alone = capsys.readouterr()
+    assert main(["check", "zoo"]) == 2
+    assert capsys.readouterr() == alone
+    assert main(["check", "zoo", "--jobs", "2"]) == 3
+    said = capsys.readouterr().err
+    assert said.startswith("onnxfuse: error: no worker process can start: ")
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize("jobs", ["-1", "two", "1.5", ""])
 def test_a_number_of_jobs_that_is_none(jobs: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "zoo", f"--jobs={jobs}"]) == 2

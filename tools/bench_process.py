@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,8 @@ AIMS = {"onnxfuse": 0.5, "onnxfuse, verified": 1.0}
 MOST_NODES = 5_000
 LIMIT = 60.0
 """Seconds that a tool may take for one of the ordinary networks."""
+FEWEST, LONGEST = 3, 60.0
+"""Rounds at least; no other begins after so many seconds."""
 LARGE_LIMIT = 45.0
 LARGE_AIM = 3.0
 
@@ -62,7 +65,10 @@ def ordinary(folders: list[Path]) -> list[File]:
 
 def measure(one: File, work: Path, rounds: int, limit: float) -> None:
     """Run every tool on a file in turn; one that fails or is wrong is not run again."""
+    begin = time.monotonic()
     for turn in range(rounds):
+        if turn >= FEWEST and time.monotonic() - begin > LONGEST:
+            break
         tools = (*OURS, *PEERS)
         for index in range(len(tools)):
             tool = tools[(index + turn) % len(tools)]

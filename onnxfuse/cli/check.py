@@ -26,7 +26,7 @@ from onnxfuse.cli.examine import (
 )
 from onnxfuse.cli.progress import progress
 from onnxfuse.config import Config, Rule
-from onnxfuse.errors import InputError, OnnxfuseError
+from onnxfuse.errors import InputError, OnnxfuseError, WorkerError
 from onnxfuse.options import Options
 from onnxfuse.outcome import Examined, Failure, Outcome
 from onnxfuse.version import __version__
@@ -50,7 +50,13 @@ def run(chosen: argparse.Namespace, config: Config) -> Outcome:
     asked = {path: gate.asked(path, meant.rules(path)) for path in meant.files}
     names = [path for path, limits in asked.items() if not isinstance(limits, Failure)]
     with progress(enabled=not chosen.quiet) as show:
-        results = dict(zip(names, _measure(gate, names, jobs, show), strict=True))
+        try:
+            held = list(_measure(gate, names, jobs, show))
+        except WorkerError:
+            if chosen.jobs:
+                raise
+            held = list(_measure(gate, names, 1, show))
+    results = dict(zip(names, held, strict=True))
     found = [*meant.unusable, *(_judged(path, asked[path], results) for path in asked)]
     notes = [*orphans, *gate.notes, *said(found)]
     if gate.fusible and all(file.failure is None for file in found):

@@ -191,7 +191,7 @@ def _unsignalled() -> Iterator[None]:
 def _begin(lifeline: Connection) -> None:
     """Prepare a worker: it leaves the keyboard to others, and ends with its lifeline."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_hold, args=(lifeline,), daemon=True).start()
 
 
@@ -204,6 +204,11 @@ def _hold(lifeline: Connection) -> None:
     os._exit(1)
 
 
+def _leave(number: int, frame: object) -> None:
+    """End a worker that has nothing in work."""
+    os._exit(1)
+
+
 def _stop(number: int, frame: object) -> None:
     """Leave what is in work as an error would, so that no file is left half written."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -213,6 +218,10 @@ def _stop(number: int, frame: object) -> None:
 def _do(work: Callable[[T], R], item: T) -> R:
     """In a worker: the work, and the end of the process where that was stopped."""
     try:
-        return work(item)
+        signal.signal(signal.SIGTERM, _stop)
+        try:
+            return work(item)
+        finally:
+            signal.signal(signal.SIGTERM, _leave)
     except SystemExit:
         os._exit(1)

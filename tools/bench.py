@@ -78,8 +78,9 @@ def page(found: list[Section], seconds: float, quick: bool) -> str:
         f"{dt.datetime.now(dt.UTC).date().isoformat()}, in {seconds / 60:.0f} minutes"
         f"{', with --quick' if quick else ''}.\n\n{machine()}\n\n"
         "What is compared ran in turn, so that other work on the machine met all alike; figures "
-        "are medians of ratios of neighbouring runs, with 95 % intervals from a bootstrap. "
-        "At one thread the time is that of the processor, otherwise that of the clock."
+        "are medians of ratios of neighbouring samples, with 95 % intervals from a bootstrap. A "
+        "sample of a latency is the least of the runs in some milliseconds, at one thread in time "
+        "of the processor, else by the clock, which other work disturbs."
     )
     parts = ["# Performance", words, "## Targets", _table(("what", "aim", "measured", ""), rows)]
     for section in found:

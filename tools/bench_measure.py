@@ -19,8 +19,8 @@ import numpy as np
 
 Samples = dict[str, list[float]]
 Clock = Callable[[], float]
-BATCH = 0.004
-"""Seconds that a sample lasts at least; shorter calls are repeated, and their mean is taken."""
+BATCH = 0.008
+"""Seconds that a sample lasts at least; shorter calls are repeated, and the least is taken."""
 DRAWS = 2000
 """Of the bootstrap."""
 
@@ -55,7 +55,10 @@ def _bound(one: Any, feeds: dict[str, Any]) -> Callable[[], Any]:
 def in_turn(
     calls: Mapping[str, Callable[[], Any]], rounds: int, clock: Clock = time.perf_counter
 ) -> Samples:
-    """Seconds per call of each, one sample of each a round, in an order that turns round."""
+    """Seconds per call of each, one sample of each a round, in an order that turns round.
+
+    A sample is the least of some calls: what other programs add is never negative.
+    """
     order = list(calls)
     repeats = dict.fromkeys(order, 1)
     for name, call in calls.items():
@@ -68,11 +71,14 @@ def in_turn(
         for index in range(len(order)):
             name = order[(index + turn) % len(order)]
             call = calls[name]
-            begin = clock()
-            for _ in range(repeats[name]):
-                call()
-            samples[name].append((clock() - begin) / repeats[name])
+            samples[name].append(min(_timed(call, clock) for _ in range(repeats[name])))
     return samples
+
+
+def _timed(call: Callable[[], Any], clock: Clock) -> float:
+    begin = clock()
+    call()
+    return clock() - begin
 
 
 def ratio(top: Sequence[float], bottom: Sequence[float]) -> float:

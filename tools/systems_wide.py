@@ -2,8 +2,8 @@
 
 The fixtures are narrow, to be small; what a runtime takes for eight channels says little. Blocks
 have 64 or 128 channels here, on maps that networks of 224×224 have where such blocks stand; the
-networks have their published widths, but for DBB-ResNet-18: half of them, since its hand-merged form
-is measured impulse by impulse.
+networks have half their published widths, DBB-ResNet-18 a quarter, since hand-merged forms are
+measured impulse by impulse.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ def _dbb_stack(channels: int, depth: int) -> nn.Module:
 
 
 def _resnet18() -> nn.Module:
-    """ResNet-18 as it is: nothing to merge once an exporter has folded its BNs."""
-    layers: list[nn.Module] = [b.conv_block(3, 64, 7, stride=2), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
-    channels = 64
-    for stage, width in enumerate((64, 128, 256, 512)):
+    """ResNet-18, half as wide: nothing to merge once an exporter has folded its BNs."""
+    layers: list[nn.Module] = [b.conv_block(3, 32, 7, stride=2), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    channels = 32
+    for stage, width in enumerate((32, 64, 128, 256)):
         for index in range(2):
             stride = 2 if stage > 0 and index == 0 else 1
             first, second = b.conv_block(channels, width, 3, stride), b.conv_block(width, width, 3)
@@ -65,10 +65,10 @@ def _resnet18() -> nn.Module:
 
 
 def _mobileone() -> nn.Module:
-    """A network of MobileOne-S1's depth and widths, less its squeeze-and-excitation."""
-    layers: list[nn.Module] = [b.mobileone(3, 64, 3, stride=2), nn.ReLU()]
-    channels = 64
-    for width, depth in ((96, 2), (192, 8), (512, 10), (1280, 1)):
+    """A network of MobileOne-S1's depth and half its widths, less its squeeze-and-excitation."""
+    layers: list[nn.Module] = [b.mobileone(3, 32, 3, stride=2), nn.ReLU()]
+    channels = 32
+    for width, depth in ((48, 2), (96, 8), (256, 10), (640, 1)):
         for index in range(depth):
             stride = 2 if index == 0 else 1
             layers += [b.mobileone(channels, channels, 3, stride, groups=channels), nn.ReLU()]
@@ -111,8 +111,8 @@ SYSTEMS: tuple[System, ...] = (
     _network("basic_block", _basic_block, 0.6, (1, 64, 56, 56)),
     _network("mobilenet_block", _mobilenet_block, 0.6, (1, 128, 28, 28)),
     _network("dbb_stack5", lambda: _dbb_stack(64, 5), 0.6, (1, 64, 28, 28)),
-    _network("repvgg_a0", lambda: b.repvgg_a0((48, 48, 96, 192, 1280), classes=1000), 0.45),
-    _network("mobileone", _mobileone, 0.6),
-    _network("resnet18", _resnet18, 0.6),
-    _network("dbb_resnet18", lambda: b.dbb_resnet18((32, 64, 128, 256), classes=1000), 0.9),
+    _network("repvgg_a0", lambda: b.repvgg_a0((24, 24, 48, 96, 640), classes=1000), 0.2),
+    _network("mobileone", _mobileone, 0.03),
+    _network("resnet18", _resnet18, 0.9),
+    _network("dbb_resnet18", lambda: b.dbb_resnet18((16, 32, 64, 128), classes=1000), 0.3),
 )

@@ -95,10 +95,10 @@ def test_the_page_shows_what_was_missed(monkeypatch: pytest.MonkeyPatch) -> None
         [Target("fast", "≤ 1", "2", False), Target("small", "≤ 1", "0.5", True)],
         ["a note"],
     )
-    text = bench.page([section], 60.0, quick=True)
+    text = bench.page({"part": bench.Part("yesterday, in 1 min", [section])})
     assert "| fast | ≤ 1 | 2 | **missed** |" in text
     assert "| small | ≤ 1 | 0.5 | met |" in text
     assert "| 1 \\| 2 | 3 |" in text
     assert "- a note" in text
-    assert "with --quick" in text
+    assert "Measured yesterday, in 1 min." in text
     assert "not measured" in text

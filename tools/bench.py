@@ -6,7 +6,8 @@
 What is compared runs in turn, in one process or one after the other, in an order that turns round,
 so that whatever else the machine does meets all alike; figures are medians of ratios of
 neighbouring runs. A mean over systems is geometric; its interval comes from a bootstrap over the
-systems and their rounds. Exports are made once, in --cache, and kept there.
+systems and their rounds. Exports are made once, in --cache, and kept there, as is what was measured
+last: with --part the rest of the page is what it was.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import os
+import pickle
 import platform
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -40,55 +43,70 @@ ELSEWHERE = (
 )  # fmt: skip
 
 
-def measured(chosen: argparse.Namespace, work: Path) -> list[Section]:
-    """Every part that was asked for, in the order of the page."""
-    rounds = 7 if chosen.quick else 25
-    found: list[Section] = []
-    wide = exported(chosen.cache, "wide") if {"latency", "process"} & set(chosen.part) else Path()
-    if "latency" in chosen.part:
-        systems = bench_latency.systems(wide, work, chosen.only)
-        for one in systems:
-            bench_latency.measure(one, rounds)
-            print(f"{one.name}: measured", file=sys.stderr, flush=True)
-        found += [bench_latency.deploy_section(systems), bench_latency.peers_section(systems)]
-    if "process" in chosen.part:
+@dataclass(frozen=True)
+class Part:
+    """One part as it was measured last: when, beside how much other work, and what was found."""
+
+    when: str
+    sections: list[Section]
+
+
+def measured(part: str, chosen: argparse.Namespace, work: Path) -> list[Section]:
+    """Measure one part."""
+    if part == "startup":
+        return [bench_startup.measured(15 if chosen.quick else 40)]
+    if part == "planning":
+        return [bench_planning.measured(1)]
+    wide = exported(chosen.cache)
+    if part == "large":
+        path = wide / "dbb_resnet18.ts.onnx"
+        return [bench_process.large(path, work, 1 if chosen.quick else 3)]
+    if part == "process":
         files = bench_process.ordinary([FIXTURES / "pytorch", wide])
         for file in files:
             bench_process.measure(file, work, 3 if chosen.quick else 5, bench_process.LIMIT)
-        found.append(bench_process.section(files))
-    if "startup" in chosen.part:
-        found.append(bench_startup.measured(15 if chosen.quick else 40))
-    if "planning" in chosen.part:
-        found.append(bench_planning.measured(1))
-    if "large" in chosen.part:
-        path = exported(chosen.cache, "pytorch") / "dbb_resnet18.ts.onnx"
-        found.append(bench_process.large(path, work, 1 if chosen.quick else 3))
-    return found
+        return [bench_process.section(files)]
+    systems = bench_latency.systems(wide, work, chosen.only)
+    for one in systems:
+        bench_latency.measure(one, 7 if chosen.quick else 21)
+        print(f"{one.name}: measured", file=sys.stderr, flush=True)
+    return [bench_latency.deploy_section(systems), bench_latency.peers_section(systems)]
 
 
-def page(found: list[Section], seconds: float, quick: bool) -> str:
+def timed(part: str, chosen: argparse.Namespace, work: Path) -> Part:
+    """Measure one part, and note the circumstances."""
+    begin = time.monotonic()
+    sections = measured(part, chosen, work)
+    now = dt.datetime.now(dt.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    load = f", load {os.getloadavg()[1]:.1f}" if hasattr(os, "getloadavg") else ""
+    quick = ", with --quick" if chosen.quick else ""
+    return Part(f"{now}, in {(time.monotonic() - begin) / 60:.0f} min{load}{quick}", sections)
+
+
+def page(parts: dict[str, Part]) -> str:
     """The page: targets first, then what they rest on."""
+    found = [section for part in parts.values() for section in part.sections]
     targets = [target for section in found for target in section.targets]
     rows = [
         (target.what, target.aim, target.measured, VERDICTS[target.met])
         for target in (*targets, *ELSEWHERE)
     ]
     words = (
-        f"Written by `python tools/bench.py --write docs/performance.md`, not by hand, on "
-        f"{dt.datetime.now(dt.UTC).date().isoformat()}, in {seconds / 60:.0f} minutes"
-        f"{', with --quick' if quick else ''}.\n\n{machine()}\n\n"
+        "Written by `python tools/bench.py --write docs/performance.md`, not by hand; below each "
+        f"title stands when that was measured.\n\n{machine()}\n\n"
         "What is compared ran in turn, so that other work on the machine met all alike; figures "
         "are medians of ratios of neighbouring samples, with 95 % intervals from a bootstrap. A "
         "sample of a latency is the least of the runs in some milliseconds, at one thread in time "
         "of the processor, else by the clock, which other work disturbs."
     )
-    parts = ["# Performance", words, "## Targets", _table(("what", "aim", "measured", ""), rows)]
-    for section in found:
-        parts += [f"## {section.title}", section.words]
-        parts += [_table(titles, held) for titles, held in section.tables]
-        if section.notes:
-            parts.append("\n".join(f"- {note}" for note in section.notes))
-    return "\n\n".join(parts) + "\n"
+    texts = ["# Performance", words, "## Targets", _table(("what", "aim", "measured", ""), rows)]
+    for part in parts.values():
+        for section in part.sections:
+            texts += [f"## {section.title}", f"Measured {part.when}.", section.words]
+            texts += [_table(titles, held) for titles, held in section.tables]
+            if section.notes:
+                texts.append("\n".join(f"- {note}" for note in section.notes))
+    return "\n\n".join(texts) + "\n"
 
 
 def _table(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -98,7 +116,7 @@ def _table(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def machine() -> str:
-    """The processor, its cores, what else it was doing, and the versions of everything."""
+    """The processor, its cores, and the versions of everything."""
     model = platform.processor() or platform.machine()
     place = Path("/proc/cpuinfo")
     for line in place.read_text().splitlines() if place.exists() else ():
@@ -106,10 +124,9 @@ def machine() -> str:
             model = line.partition(":")[2].strip()
             break
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    load = f"load {os.getloadavg()[1]:.1f} at the end" if hasattr(os, "getloadavg") else ""
     held = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
     return (
-        f"Machine: {model}, {cores} cores, {load}; {platform.system()} {platform.machine()}, "
+        f"Machine: {model}, {cores} cores; {platform.system()} {platform.machine()}, "
         f"Python {platform.python_version()}. {held}."
     )
 
@@ -125,10 +142,17 @@ def main() -> int:
     parser.add_argument("--cache", type=Path, default=home / "onnxfuse-bench")
     chosen = parser.parse_args()
     chosen.part = chosen.part or list(PARTS)
-    begin = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        found = measured(chosen, Path(folder))
-    text = page(found, time.monotonic() - begin, chosen.quick)
+    parts = {}
+    for part in PARTS:
+        kept = chosen.cache / f"{part}.result"  # our own, as is the cache
+        if part in chosen.part:
+            with tempfile.TemporaryDirectory() as folder:
+                parts[part] = timed(part, chosen, Path(folder))
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_bytes(pickle.dumps(parts[part]))
+        elif kept.exists():
+            parts[part] = pickle.loads(kept.read_bytes())
+    text = page(parts)
     print(text)
     if chosen.write:
         chosen.write.write_text(text)

@@ -27,13 +27,12 @@ ort.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
 """
 
 
-def exported(cache: Path, table: str) -> Path:
-    """The folder with a table of `export_pytorch.py`, made where it is not there yet."""
-    folder = cache / table
+def exported(cache: Path) -> Path:
+    """The folder with the exports of `systems_wide`, made where it is not there yet."""
+    folder = cache / "wide"
     done = folder / "complete"
     if not done.exists():
-        only = [] if table == "wide" else ["--only", "dbb_resnet18"]
-        command = [sys.executable, str(TOOLS / "export_pytorch.py"), "--table", table, *only]
+        command = [sys.executable, str(TOOLS / "export_pytorch.py"), "--table", "wide"]
         subprocess.run([*command, "--large", "--out", str(folder)], check=True)
         done.touch()
     return folder

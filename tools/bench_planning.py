@@ -126,7 +126,7 @@ def planned(shape: str, nodes: int, limit: float) -> dict[str, float] | None:
     return found
 
 
-def measured(rounds: int, limit: float = 150.0) -> Section:
+def measured(rounds: int, limit: float = 600.0) -> Section:
     """Processor seconds of `onnxfuse.plan` at both sizes, the least of some runs in turn."""
     rows, targets = [], []
     for shape, (title, _) in SHAPES.items():

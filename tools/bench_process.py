@@ -139,7 +139,7 @@ def section(found: list[File]) -> Section:
 
 
 def large(path: Path, work: Path, rounds: int) -> Section:
-    """A ResNet-18 of Diverse Branch Blocks from TorchScript, as narrow as the fixtures are."""
+    """A ResNet-18 of Diverse Branch Blocks from TorchScript."""
     one = File("dbb_resnet18.ts", path, len(onnx.load(path).graph.node))
     for turn in range(rounds):
         for tool in OURS:
@@ -156,7 +156,7 @@ def large(path: Path, work: Path, rounds: int) -> Section:
     titles = ("file", "nodes", "--no-verify", "verified", *PEERS)
     result = Section(
         "A large graph",
-        "A TorchScript DBB-ResNet-18 (`tools/export_pytorch.py --large --only dbb_resnet18`): "
+        "A TorchScript DBB-ResNet-18, a quarter of its width (`tools/systems_wide.py`): "
         f"whole processes, the median of {rounds}, processor seconds in brackets; the other tools "
         f"once, for {LARGE_LIMIT:g} s at most.",
         [(titles, [row])],

@@ -62,7 +62,7 @@ def measured(part: str, chosen: argparse.Namespace, work: Path) -> list[Section]
         path = wide / "dbb_resnet18.ts.onnx"
         return [bench_process.large(path, work, 1 if chosen.quick else 3)]
     if part == "process":
-        files = bench_process.ordinary([FIXTURES / "pytorch", wide])
+        files = bench_process.ordinary([FIXTURES / "pytorch", wide], chosen.only)
         for file in files:
             bench_process.measure(file, work, 3 if chosen.quick else 5, bench_process.LIMIT)
         return [bench_process.section(files)]
@@ -79,8 +79,9 @@ def timed(part: str, chosen: argparse.Namespace, work: Path) -> Part:
     sections = measured(part, chosen, work)
     now = dt.datetime.now(dt.UTC).strftime("%Y-%m-%d %H:%M UTC")
     load = f", load {os.getloadavg()[1]:.1f}" if hasattr(os, "getloadavg") else ""
-    quick = ", with --quick" if chosen.quick else ""
-    return Part(f"{now}, in {(time.monotonic() - begin) / 60:.0f} min{load}{quick}", sections)
+    how = ", with --quick" if chosen.quick else ""
+    how += f", only {', '.join(chosen.only)}" if chosen.only else ""
+    return Part(f"{now}, in {(time.monotonic() - begin) / 60:.0f} min{load}{how}", sections)
 
 
 def page(parts: dict[str, Part]) -> str:
@@ -137,7 +138,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the page there as well")
     parser.add_argument("--part", action="append", choices=PARTS, help="default: all of them")
-    parser.add_argument("--only", default="*", metavar="GLOB", help="systems for latency")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="GLOB", help="systems (may be repeated)"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer rounds, wider intervals")
     parser.add_argument("--cache", type=Path, default=home / "onnxfuse-bench")
     chosen = parser.parse_args()

@@ -7,14 +7,13 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import onnx
 from bench_measure import Ratio, Section, Target, geometric, in_turn, of, session
-from bench_models import PEERS, WRONG, apart, difference, feeds, operators, rewritten
+from bench_models import PEERS, WRONG, apart, difference, feeds, operators, rewritten, wanted
 
 import onnxfuse
 
@@ -39,7 +38,7 @@ class System:
     peers: dict[int, Ratio] = field(default_factory=dict)
 
 
-def systems(folder: Path, work: Path, only: str) -> list[System]:
+def systems(folder: Path, work: Path, only: list[str]) -> list[System]:
     """Each system of the exports that has a deploy form, as every tool writes it.
 
     What other tools wrote is kept beside the exports: it is the same each time.
@@ -48,7 +47,7 @@ def systems(folder: Path, work: Path, only: str) -> list[System]:
     found = []
     for name, entry in sorted(manifest.items()):
         system, kind = name.split(".")[:2]
-        if kind != "ts" or entry["deploy"] not in manifest or not fnmatchcase(system, only):
+        if kind != "ts" or entry["deploy"] not in manifest or not wanted(system, only):
             continue
         files = {"original": folder / name, "deploy": folder / entry["deploy"]}
         one = System(system, files, "×".join(map(str, entry["input_shapes"]["input"])))

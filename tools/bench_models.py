@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,11 @@ def exported(cache: Path) -> Path:
         subprocess.run([*command, "--large", "--out", str(folder)], check=True)
         done.touch()
     return folder
+
+
+def wanted(system: str, only: list[str]) -> bool:
+    """Whether a system was asked for; all are where none was named."""
+    return not only or any(fnmatchcase(system, glob) for glob in only)
 
 
 def command(tool: str, source: Path, target: Path) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx
 from bench_measure import Ran, Ratio, Section, Target, geometric, of, session
-from bench_models import WRONG, apart, feeds, rewritten
+from bench_models import WRONG, apart, feeds, rewritten, wanted
 
 OURS = ("onnxfuse", "onnxfuse, verified")
 PEERS = ("onnxsim", "onnxslim")
@@ -48,7 +48,7 @@ def _middle(values: list[float]) -> float:
     return sorted(values)[len(values) // 2]
 
 
-def ordinary(folders: list[Path]) -> list[File]:
+def ordinary(folders: list[Path], only: list[str]) -> list[File]:
     """The exports of whole networks and stacks that are no larger than ordinary ones."""
     names = ("repvgg_a0.ts", "repvgg_a0.preserve", "mobileone.ts", "resnet18.ts", "dbb_k3_s1.ts",
              "dbb_stack5.ts")  # fmt: skip
@@ -56,7 +56,7 @@ def ordinary(folders: list[Path]) -> list[File]:
     for folder in folders:
         for name in names:
             path = folder / f"{name}.onnx"
-            if path.exists():
+            if path.exists() and wanted(name.split(".")[0], only):
                 nodes = len(onnx.load(path).graph.node)
                 if nodes <= MOST_NODES:
                     found.append(File(f"{name}, {folder.name}", path, nodes))

@@ -86,6 +86,18 @@ def test_operators_are_the_same_only_in_every_respect(other: onnx.ModelProto, sa
     assert bool(says) == bool(found)
 
 
+@pytest.mark.parametrize(
+    ("size", "apart", "says"),
+    [(0.9, 1.0, "met"), (1.2, 1.0, "**missed**"), (0.99, 1.3, "met, not surely"),
+     (1.06, 1.3, "**missed**, not surely")],
+)  # fmt: skip
+def test_what_another_choice_would_decide_otherwise_is_not_sure(
+    size: float, apart: float, says: str
+) -> None:
+    ratios = [Ratio(str(n), (size * apart**n,) * 9) for n in (-1, 0, 1)]
+    assert m.mean("x", 1.02, ratios).verdict == says
+
+
 def test_the_page_shows_what_was_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "machine", lambda: "Machine: one")
     section = Section(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_pool import _group, posix
+from test_pool import HEARING, _group, posix
 
 from onnxfuse.cli import check, main
 from onnxfuse.options import Options
@@ -133,8 +133,9 @@ def test_a_number_of_jobs_that_is_none(jobs: str, capsys: pytest.CaptureFixture[
 @posix
 def test_ctrl_c_ends_all_of_it_with_one_line() -> None:
     names = [shutil.copy(FUSED, f"zoo/n{number}.onnx") for number in range(400)]
+    code = f"{HEARING}import sys; from onnxfuse.cli import main; sys.exit(main())"
     process = subprocess.Popen(
-        [sys.executable, "-m", "onnxfuse", "check", *names, "--jobs", "2"],
+        [sys.executable, "-c", code, "check", *names, "--jobs", "2"],
         start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip

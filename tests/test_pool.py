@@ -18,6 +18,8 @@ from onnxfuse.errors import InputError, ProofError, WorkerError
 from onnxfuse.model import io
 
 TESTS = Path(__file__).parent
+HEARING = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+"""Python does not hear Ctrl-C where it was started in a shell's background."""
 posix = pytest.mark.skipif(not Path("/proc/self").exists(), reason="reads /proc")
 
 
@@ -123,7 +125,7 @@ def test_what_ends_the_call_ends_the_workers_and_leaves_no_file(
     """Ctrl-C reaches the whole group; the other two, the calling process alone."""
     names = [str(tmp_path / name) for name in "ab"]
     code = (
-        f"import sys; sys.path[:0] = {[str(TESTS), str(TESTS.parent)]}\n"
+        f"{HEARING}import sys; sys.path[:0] = {[str(TESTS), str(TESTS.parent)]}\n"
         "import test_pool\n"
         "from onnxfuse import pool\n"
         f"pool.in_processes(test_pool.writing, {names}, 2)\n"

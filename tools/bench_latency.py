@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from bench_measure import Ratio, Section, Target, geometric, in_turn, of, session
+from bench_measure import Ratio, Section, Target, in_turn, mean, of, session
 from bench_models import PEERS, WRONG, apart, difference, feeds, operators, rewritten, wanted
 
 import onnxfuse
@@ -154,11 +154,6 @@ def _shown(one: Ratio | None) -> str:
     return f"{one.median:.3f} [{low:.2f}, {high:.2f}]"
 
 
-def _mean(ratios: list[Ratio]) -> tuple[str, float]:
-    middle, low, high = geometric(ratios)
-    return f"{middle:.3f} [{low:.3f}, {high:.3f}]", middle
-
-
 def deploy_section(found: list[System]) -> Section:
     """Our output beside the hand-merged form of the same weights."""
     columns = [f"{runtime}, {n}" for n in THREADS for runtime in ("onnxruntime", "OpenVINO")]
@@ -178,9 +173,8 @@ def deploy_section(found: list[System]) -> Section:
     )
     for column in columns:
         ratios = [one.deploy[column] for one in found if column in one.deploy]
-        text, middle = _mean(ratios)
         what = f"latency of our output ÷ deploy export, {column} thread{'s' * ('2' in column)}"
-        section.targets.append(Target(what, f"≤ {DEPLOY_AIM}", text, middle <= DEPLOY_AIM))
+        section.targets.append(mean(what, DEPLOY_AIM, ratios))
     same = sum(not one.differs for one in found)
     section.targets.append(
         Target("same operators in the same shapes as the deploy export", "all, or explained below",
@@ -224,10 +218,9 @@ def peers_section(found: list[System]) -> Section:
     )
     for threads in THREADS:
         ratios = [one.peers[threads] for one in found if threads in one.peers]
-        text, middle = _mean(ratios)
         what = f"latency of our output ÷ best of onnxsim, onnxslim, onnxruntime, {threads} thread"
         what += "s" * (threads > 1)
-        section.targets.append(Target(what, f"≤ {PEERS_AIM}", text, middle <= PEERS_AIM))
+        section.targets.append(mean(what, PEERS_AIM, ratios))
         worst = max(ratios, key=lambda one: one.median)
         slower = [one for one in ratios if one.interval()[0] > 1.0]
         section.targets.append(

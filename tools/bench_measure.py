@@ -114,6 +114,13 @@ def _drawn(values: Sequence[float], generator: np.random.Generator) -> np.ndarra
     return held[generator.integers(0, len(held), (DRAWS, len(held)))]
 
 
+def mean(what: str, aim: float, ratios: Sequence[Ratio]) -> Target:
+    """The target that a geometric mean is at most ``aim``."""
+    middle, low, high = geometric(ratios)
+    text = f"{middle:.3f} [{low:.3f}, {high:.3f}]"
+    return Target(what, f"≤ {aim:g}", text, middle <= aim, sure=not low <= aim < high)
+
+
 def geometric(ratios: Sequence[Ratio]) -> tuple[float, float, float]:
     """The geometric mean of medians, and where it lies with 95 %.
 
@@ -175,9 +182,19 @@ class Section:
 
 @dataclass(frozen=True)
 class Target:
-    """A row of the table of targets: ``met`` is None where it was not measured."""
+    """A row of the table of targets: ``met`` is None where it was not measured.
+
+    ``sure`` says that the whole interval is on the same side of the aim.
+    """
 
     what: str
     aim: str
     measured: str
     met: bool | None
+    sure: bool = True
+
+    @property
+    def verdict(self) -> str:
+        if self.met is None:
+            return "not measured"
+        return ("met" if self.met else "**missed**") + ("" if self.sure else ", not surely")

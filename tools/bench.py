@@ -32,7 +32,13 @@ from bench_measure import Section, Target
 from bench_models import exported
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
-PARTS = ("latency", "process", "startup", "planning", "large")
+PARTS = {
+    "latency": "latency beside the deploy form and beside other optimizers",
+    "process": "whole processes beside other optimizers",
+    "startup": "start-up",
+    "planning": "how planning grows",
+    "large": "a large graph",
+}
 PACKAGES = ("onnxfuse", "numpy", "onnx", "onnxruntime", "openvino", "onnxsim", "onnxslim", "torch")
 ELSEWHERE = (
     Target("3 GiB model with external data, one region fused: time; anonymous memory",
@@ -87,9 +93,10 @@ def page(parts: dict[str, Part]) -> str:
     """The page: targets first, then what they rest on."""
     found = [section for part in parts.values() for section in part.sections]
     targets = [target for section in found for target in section.targets]
+    missing = (Target(PARTS[part], "", "", None) for part in PARTS if part not in parts)
     rows = [
         (target.what, target.aim, target.measured, target.verdict)
-        for target in (*targets, *ELSEWHERE)
+        for target in (*targets, *missing, *ELSEWHERE)
     ]
     words = (
         "Written by `python tools/bench.py --write docs/performance.md`, not by hand; below each "

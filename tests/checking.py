@@ -90,11 +90,13 @@ def weight_elements(model: ModelProto) -> int:
     return sum(found.values())
 
 
-def estimate(model: ModelProto, given: Mapping[str, Any]) -> int:
-    """The estimated time of all linear operators of a model, as it stands."""
+def estimate(model: ModelProto, given: Mapping[str, Any]) -> int | None:
+    """The estimated time of all linear operators, ``None`` where a size is not even guessed."""
     graph = Graph(model)
     view = View(graph, *analyse(graph, None, given.get("input_shapes") or {}))
     problem = Problem(view, lambda label: True)
+    if any(None in view.shapes.nominal.get(tensor, (None,)) for tensor in problem.steps):
+        return None
     return sum(problem.original_cost(step).time for step in problem.steps.values())
 
 
@@ -226,7 +228,7 @@ def examine(model: ModelProto, nominal: Mapping[str, int], seed: int, *, full: b
     found += _counts(model, fused, report)
     if not any(_moves_only(region) for region in report.regions):
         before, after = estimate(model, given), estimate(fused, given)
-        if after > before:
+        if before is not None and after is not None and after > before:
             found.append(Finding("estimates grow", f"from {before} to {after}"))
     found += _valid(model, fused)
     for feed in feeds:
@@ -293,7 +295,8 @@ def _moves_only(region: RegionReport) -> bool:
 
 
 def _counts(model: ModelProto, fused: ModelProto, report: Report) -> Iterator[Finding]:
-    if report.after.macs > report.before.macs:
+    counted = report.after.uncounted >= report.before.uncounted  # else a shape became known
+    if report.after.macs > report.before.macs and counted:
         yield Finding("macs grow", f"from {report.before.macs} to {report.after.macs}")
     planes = sum(
         operator.kind == "Expand"

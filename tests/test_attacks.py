@@ -237,3 +237,15 @@ def test_a_tensor_that_is_doubled_many_times_is_one_factor() -> None:
     built = model(f"(float[1,4,8,8] a0) => (float[] y) {{ {sums} y = Relu(a40) }}")
     fused, _ = fuse(built)
     assert ops(fused) == ["Mul", "Relu"]
+
+
+def test_a_shape_taken_from_between_two_reshapes_is_not_that_of_the_first() -> None:
+    """x as rows, as maps, as rows, and back to the maps, whose rank x has by coincidence."""
+    rows, maps = np.array([-1, 6]), np.array([-1, 4, 3, 6])
+    built = model(
+        "(float[N,6,4,3] x) => (float[] y)"
+        "{ f = Reshape(x, rows) m = Reshape(f, maps) q = Reshape(m, rows) s = Shape(m)"
+        " r = Reshape(q, s) p = MatMul(r, w) a = Add(p, c) k = Mul(a, c) y = Relu(k) }",
+        rows=rows, maps=maps, w=(6, 6), c=(6,),
+    )  # fmt: skip
+    fuse(built, 2, 4, exact=False)

@@ -82,10 +82,12 @@ class Reshape:
         shape = tuple(channels if at == axis else size for at, size in enumerate(self.after))
         if shape.count(None) > 1:
             return Refusal(Code.UNKNOWN_SHAPE, "it reshapes to sizes that are not known")
-        of = source if old is None else old.of
+        of, tensor, before = source, self.tensor, self.before
+        if old is not None:  # one Reshape instead of two: what undoes it has the first one's shape
+            of, tensor, before = old.of, old.tensor, old.before
         target = tuple(-1 if n is None else n for n in shape)
         flat = self.flat and old is None
-        made = Reshaped(of, target, self.tensor, self.before, self.like, flat)
+        made = Reshaped(of, target, tensor, before, self.like, flat)
         found = Source.shaped(f"{of.name} as {self.like}", shape, axis)
         assert found is not None
         return replace(found, reshaped=made)

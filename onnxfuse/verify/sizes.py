@@ -45,7 +45,11 @@ def proof_sizes(replacement: Replacement, view: View) -> Iterator[Sizes]:
                 shapes[name].append([size - step * cut])
             else:
                 shapes[name].append([least[axis] + residue for residue in range(step)])
-    batches = {n: ((view.shape(n) or (1,))[0] or 1) if fixed or follows else 1 for n in sources}
+    batches = dict.fromkeys(sources, 1)
+    if fixed or follows:  # open ones are joined with those that are known
+        known = {n: (view.shape(n) or (None,))[0] for n in sources}
+        largest = max((size for size in known.values() if size is not None), default=1)
+        batches = {n: largest if size is None else size for n, size in known.items()}
     rounds = max((len(options) for axes in shapes.values() for options in axes), default=1)
     for turn in range(rounds):
         yield {

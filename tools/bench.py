@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import bench_cost
 import bench_latency
 import bench_planning
 import bench_process
@@ -38,6 +39,7 @@ PARTS = {
     "startup": "start-up",
     "planning": "how planning grows",
     "large": "a large graph",
+    "cost": "the plan's estimate",
 }
 PACKAGES = ("onnxfuse", "numpy", "onnx", "onnxruntime", "openvino", "onnxsim", "onnxslim", "torch")
 ELSEWHERE = (
@@ -62,6 +64,8 @@ def measured(part: str, chosen: argparse.Namespace, work: Path) -> list[Section]
         return [bench_startup.measured(15 if chosen.quick else 40)]
     if part == "planning":
         return [bench_planning.measured(1)]
+    if part == "cost":
+        return [bench_cost.section(9 if chosen.quick else 25)]
     wide = exported(chosen.cache)
     if part == "large":
         path = wide / "dbb_resnet18.ts.onnx"

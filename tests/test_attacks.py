@@ -249,3 +249,15 @@ def test_a_shape_taken_from_between_two_reshapes_is_not_that_of_the_first() -> N
         rows=rows, maps=maps, w=(6, 6), c=(6,),
     )  # fmt: skip
     fuse(built, 2, 4, exact=False)
+
+
+def test_a_source_twice_as_long_as_another_is_not_shortened_by_as_much() -> None:
+    built = model(
+        f"(float[N,1,11,8] x) => (float[] y, float[] z)"
+        f"{{ a = ConvTranspose<strides = [2,1], pads = [1,2,0,1]>(x, w)"
+        f" b = ConvTranspose<strides = [2,1], pads = [2,2,0,1]>(x, v) {bn('c', 'b', 'n')}"
+        f" d = Add(a, c) e = Conv<group = 4>(d, k) y = Add(e, o) z = Relu(b) }}",
+        w=(1, 4, 3, 4), v=(1, 4, 4, 4), k=(4, 1, 1, 1), o=(1,), **norm("n", 4),
+    )  # fmt: skip
+    _, report = onnxfuse.fuse(built)
+    assert report.changed

@@ -33,11 +33,12 @@ def proof_sizes(replacement: Replacement, view: View) -> Iterator[Sizes]:
     shapes: dict[str, list[list[int]]] = {name: [] for name in sources}
     for axis in range(form.rank):
         outer = form.outer.axes[axis].stride if form.outer else 1
-        strides = {term.kernel.geometry.axes[axis].stride * outer for term in form.terms}
-        step = max(strides)
+        axes = [term.kernel.geometry.axes[axis] for term in form.terms]
+        rates = {(window.stride * outer, window.up) for window in axes}
+        step = max(stride for stride, _ in rates)
         known = [s.lengths[axis] for s in sources.values() if s.lengths[axis] is not None]
         room = [(_int(size) - least[axis]) // step for size in known]
-        movable = bool(room) and len(strides) == 1 and not fixed and not follows
+        movable = bool(room) and len(rates) == 1 and not fixed and not follows
         cut = max(min(room), 0) if movable else 0
         for name, source in sources.items():
             size = source.lengths[axis]
@@ -47,9 +48,9 @@ def proof_sizes(replacement: Replacement, view: View) -> Iterator[Sizes]:
                 shapes[name].append([least[axis] + residue for residue in range(step)])
     batches = dict.fromkeys(sources, 1)
     if fixed or follows:  # open ones are joined with those that are known
-        known = {n: (view.shape(n) or (None,))[0] for n in sources}
-        largest = max((size for size in known.values() if size is not None), default=1)
-        batches = {n: largest if size is None else size for n, size in known.items()}
+        given = {n: (view.shape(n) or (None,))[0] for n in sources}
+        largest = max((size for size in given.values() if size is not None), default=1)
+        batches = {n: largest if size is None else size for n, size in given.items()}
     rounds = max((len(options) for axes in shapes.values() for options in axes), default=1)
     for turn in range(rounds):
         yield {

@@ -53,14 +53,16 @@ def fused(options: Options, pair: Pair) -> Report:
     """
     from onnxfuse.fusing import fuse_model
     from onnxfuse.model import io
+    from onnxfuse.model.saving import Output
 
     source, target = pair.source, pair.target
     try:
         place = io.check_output(target)
         io.check_kept(source, place.parent, [target])
-        result = fuse_model(source, options, Watch())
-        io.carry_external_data(result.model, io.base_of(source), place.parent)
-        io.write(place, result.data)
+        given = io.load(source)
+        with Output(place, given) as output:
+            result = fuse_model(given, options, Watch(), output)
+            output.commit(result.model, result.data)
     except OnnxfuseError:
         raise
     except MemoryError as error:

@@ -25,6 +25,7 @@ from onnxfuse.model.saving import Output, located
 from onnxfuse.model.store import DataFile
 from onnxfuse.options import Options
 from onnxfuse.verify import run
+from onnxfuse.watch import Watch
 
 CHANNELS = 8
 NEW = "o.onnxfuse.data"
@@ -459,7 +460,7 @@ class TestLookedAt:
     def test_no_large_weight_is_kept(self) -> None:
         external()
         held = store.Nowhere(16)
-        _worked(io.load("m.onnx"), Options(), lambda *_: None, dry=False, store=held)
+        _worked(io.load("m.onnx"), Options(), Watch(), dry=False, store=held)
         assert held.size == 3 * 4 * CHANNELS * CHANNELS * 9
 
 

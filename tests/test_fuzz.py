@@ -22,8 +22,8 @@ def test_laws_are_counted_where_they_are_tried_and_where_they_are_proved() -> No
     assert tally.proved["Convolve"] >= tally.totals["regions"] / 2 > 0
     assert tally.accepted["Convolve"] >= tally.proved["Convolve"]
     assert tally.refused.total() > 0
-    assert "Convolve" not in tally.rare(tally.proved["Convolve"])
-    assert "Convolve" in tally.rare(tally.proved["Convolve"] + 1)
+    assert "Convolve" not in tally.rare(tally.accepted["Convolve"])
+    assert "Convolve" in tally.rare(tally.accepted["Convolve"] + 1)
 
 
 def test_parts_add_up_to_the_whole() -> None:
@@ -39,7 +39,7 @@ def test_a_law_that_was_never_met_fails_a_long_run(
     monkeypatch.setattr(fuzz, "LONG", 3)
     monkeypatch.setattr("sys.argv", ["fuzz.py", "--graphs", "3", "--blocks", "1", "--light"])
     assert fuzz.main() == 1
-    assert "too rarely in fused regions" in capsys.readouterr().out
+    assert "accepted less than" in capsys.readouterr().out
 
 
 def test_a_failure_is_printed_with_its_seed(

@@ -14,6 +14,7 @@ import onnxfuse
 from onnxfuse.fusing import explain_model
 from onnxfuse.options import Options
 from onnxfuse.refusal import Code
+from onnxfuse.watch import Watch
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,7 @@ from onnxfuse.refusal import Code
 )
 def test_every_code_is_said_of_a_model(code: Code, number: int) -> None:
     found = CASES[code][number]
-    report, others = explain_model(found.build(), Options(**found.options))
+    report, others = explain_model(found.build(), Options(**found.options), Watch())
     places = others() if found.quiet else report.refusals
     mine = [kept for kept in places if kept.code == code and kept.node == found.node]
     assert [kept for kept in mine if found.says in kept.text], [str(kept) for kept in places]
@@ -56,7 +57,7 @@ def test_integers_of_onnxruntime_are_known_as_such() -> None:
     fused, report = onnxfuse.fuse(built)
     assert fused == built
     assert [(kept.code, kept.node) for kept in report.refusals] == [(Code.QUANTISED, "s")]
-    _, others = explain_model(built, Options())
+    _, others = explain_model(built, Options(), Watch())
     assert {k.node: k.code for k in others()} == {
         "c": Code.ALONE, "q": Code.QUANTISED, "y": Code.QUANTISED,
     }  # fmt: skip
@@ -71,7 +72,7 @@ SURELY = ("Conv", "ConvTranspose", "Gemm", "BatchNormalization", "AveragePool")
 def test_no_linear_neighbours_stay_without_a_reason(path: Path) -> None:
     """What reads another linear operator and is not fused is not passed over, nor called alone."""
     graph = onnx.load(path, load_external_data=False).graph
-    report, others = explain_model(path, Options())
+    report, others = explain_model(path, Options(), Watch())
     fused = {name for found in report.regions for name in found.nodes}
     said = {kept.node: kept.code for kept in (*others(), *report.refusals)}
     made = {out: node for node in graph.node for out in node.output}
@@ -86,7 +87,7 @@ def test_no_linear_neighbours_stay_without_a_reason(path: Path) -> None:
 def between(text: str, **tensors: object) -> dict[str, tuple[str, str]]:
     """What is said of each node of a model in which nothing fuses."""
     built = model(text, **tensors)
-    report, others = explain_model(built, Options())
+    report, others = explain_model(built, Options(), Watch())
     assert not report.regions
     return {kept.node: (kept.code.value, kept.text) for kept in (*others(), *report.refusals)}
 
@@ -169,7 +170,7 @@ def test_what_is_said_of_a_node_is_true(nodes: str, code: Code, says: str) -> No
     used = {"w": K1, "v": (4, 4, 2, 2)} if "v)" in nodes else {"w": K1}
     if "v)" in nodes:
         nodes = nodes.replace("Conv(x, v)", "Conv<pads = [0,0,1,1]>(x, v)")
-    _, others = explain_model(model(f"{IN} {{ {nodes} }}", **used), Options())
+    _, others = explain_model(model(f"{IN} {{ {nodes} }}", **used), Options(), Watch())
     (kept,) = (kept for kept in others() if kept.node == "a")
     assert kept.code == code
     assert says in kept.text

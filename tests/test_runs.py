@@ -18,6 +18,7 @@ from onnxfuse.evaluate import evaluate, parts
 from onnxfuse.evaluate.parts import Parts
 from onnxfuse.fusing import _worked
 from onnxfuse.options import Options
+from onnxfuse.watch import Watch
 
 CHANNELS = 6
 
@@ -116,7 +117,7 @@ def test_every_weight_of_a_fused_model_in_pieces(chunk, monkeypatch):
     compared = 0
     for seed in range(1000 * chunk, 1000 * chunk + 25):
         sample = make(seed, blocks=1)
-        done = _worked(sample.model, Options(), lambda *_: None, dry=False)[1]
+        done = _worked(sample.model, Options(), Watch(), dry=False)[1]
         weights = [w for p in done.passes for r in p.replacements for w in r.weights.values()]
         whole = [weight.value for weight in weights]
         with monkeypatch.context() as patched:

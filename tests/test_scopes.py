@@ -12,6 +12,7 @@ import onnxfuse
 from onnxfuse import fusing
 from onnxfuse.model.walk import nested
 from onnxfuse.options import Options
+from onnxfuse.watch import Watch
 
 
 def test_conv_and_bn_in_both_branches():
@@ -190,7 +191,7 @@ def test_a_function_whose_callers_disagree_is_refused():
 def counted(built, **options) -> tuple[int, int, int, int]:
     """MACs before and after, and the operators whose work is not in them."""
     _, report = fuse(built, **options)
-    assert fusing.count_model(built, Options()).before.macs == report.before.macs
+    assert fusing.count_model(built, Options(), Watch()).before.macs == report.before.macs
     return (report.before.macs, report.before.uncounted, report.after.macs, report.after.uncounted)
 
 

@@ -208,7 +208,7 @@ def test_what_a_subgraph_reads_stays(captured):
     )
     assert report.changed == (captured == "y")
     assert ("w" in {tensor.name for tensor in fused.graph.initializer}) == (captured != "y")
-    codes = {"c": ["graph-output"], "w": ["shared-kernel"], "y": []}
+    codes = {"c": ["reader-outside"], "w": ["shared-kernel"], "y": []}
     assert [refusal.code.value for refusal in report.refusals] == codes[captured]
 
 

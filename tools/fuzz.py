@@ -5,7 +5,7 @@
 
 Prints how often which operators, laws and refusals were met, every failure with its seed and the
 smallest model found that still fails, and exits with 1 if there was one. A run of `LONG` graphs or
-more also fails where a law stood in fewer than `LEAST` steps of fused regions.
+more also fails where a law was accepted fewer than `LEAST` times.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def main() -> int:
     print("\n".join(total.lines()))
     rare = total.rare(LEAST) if total.totals["made"] >= LONG else []
     if rare:
-        print(f"too rarely in fused regions (less than {LEAST} times): {', '.join(rare)}")
+        print(f"accepted less than {LEAST} times: {', '.join(rare)}")
     return 1 if total.broken or rare else 0
 
 

@@ -100,8 +100,8 @@ class Tally:
             yield
 
     def rare(self, least: int) -> list[str]:
-        """The laws that stood in fewer than ``least`` steps of fused regions."""
-        return [law for law in LAWS if self.proved[law] < least]
+        """The laws that were accepted fewer than ``least`` times."""
+        return [law for law in LAWS if self.accepted[law] < least]
 
     def lines(self) -> Iterator[str]:
         """The counts as they are printed."""

@@ -293,3 +293,8 @@ def test_split_gives_every_part():
             np.testing.assert_array_equal(part, other)
     with pytest.raises(ValueError, match="do not add up"):
         evaluate("Split", {"axis": 2}, [X, i64(3, 3)])
+
+
+def test_an_axis_that_the_input_lacks_is_rejected() -> None:
+    with pytest.raises(ValueError, match="Slice"):
+        evaluate("Slice", {}, [np.zeros((2, 3)), np.array([0]), np.array([1]), np.array([4])])

@@ -8,9 +8,12 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
 from onnx_text import constant, fuse, model, node, ops, session
 
 import onnxfuse
+from onnxfuse.model.graph import Graph
+from onnxfuse.model.relayout import rearrange
 
 LAST = "Transpose <perm = [0, 2, 3, 1]>"
 FIRST = "Transpose <perm = [0, 3, 1, 2]>"
@@ -510,3 +513,14 @@ def test_the_report_says_how_many_transposes_went() -> None:
     assert set(record.nodes) == {"t", "r", "y"}
     assert record.error is not None
     assert record.error.exact == 0
+
+
+def test_a_constant_that_is_an_output_outlives_its_readers() -> None:
+    built = model(
+        "(float[2,3] x) => (float[] y){ a = Unsqueeze(x, axes) b = Neg(a) y = Relu(x) }",
+        axes=np.array([0]),
+    )
+    built.graph.output.append(helper.make_tensor_value_info("axes", TensorProto.INT64, [1]))
+    rearrange(built, Graph(built), {1}, {}, {}, lambda nodes: [])
+    assert [node.op_type for node in built.graph.node] == ["Relu"]
+    assert [tensor.name for tensor in built.graph.initializer] == ["axes"]

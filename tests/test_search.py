@@ -108,3 +108,22 @@ def test_many_parts_of_one_tensor_still_meet() -> None:
     built = model(text, twos=np.full(12, 2), **{f"w{i}": (2, 2, 3, 3) for i in range(12)})
     fused, _ = fuse(built)
     assert ops(fused) == ["Conv", "Relu"]
+
+
+def test_what_no_law_gives_a_form_is_not_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long chain of tensors without a known rank was walked anew from each of them."""
+    from onnxfuse.planning import forward
+
+    steps = 0
+    step = forward.Forward.step
+
+    def counted(self: forward.Forward, *given: object) -> object:
+        nonlocal steps
+        steps += 1
+        return step(self, *given)
+
+    monkeypatch.setattr(forward.Forward, "step", counted)
+    nodes = "".join(f"a{i + 1} = Neg(a{i}) " for i in range(200))
+    built = model(f"(float a0) => (float y) {{ {nodes} y = Abs(a200) }}")
+    onnxfuse.plan(built)
+    assert steps <= 10 * 200

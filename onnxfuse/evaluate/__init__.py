@@ -25,10 +25,18 @@ IN_PIECES = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 
 
 def evaluate(op_type: str, attributes: Attributes, inputs: Sequence[Any]) -> list[Any]:
-    """The outputs of one node. Raises ``KeyError`` for an operator not in `OPERATORS`."""
+    """The outputs of one node.
+
+    Raises ``KeyError`` for an operator not in `OPERATORS`, ``ValueError`` for inputs
+    that it rejects.
+    """
     inputs = [
         x.whole() if isinstance(x, Parts) and not (at == 1 and op_type in IN_PIECES) else x
         for at, x in enumerate(inputs)
     ]
-    with np.errstate(all="ignore"):
-        return [np.asarray(out) for out in OPERATORS[op_type](attributes, inputs)]
+    operator = OPERATORS[op_type]
+    try:
+        with np.errstate(all="ignore"):
+            return [np.asarray(out) for out in operator(attributes, inputs)]
+    except IndexError as error:  # an axis that an input does not have
+        raise ValueError(f"{op_type}: {error}") from error

@@ -115,7 +115,7 @@ def _dead(model: onnx.ModelProto, graph: Graph, readers: Counter[str], lost: set
         gone.update(outputs)
         for name in set(node.inputs) - {""}:
             readers[name] -= 1
-            if readers[name] or name in graph.inputs_set:
+            if readers[name] or name in graph.inputs_set or graph.read_outside(name):
                 continue
             if name in graph.producer:
                 queue.append(graph.producer[name])

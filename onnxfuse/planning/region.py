@@ -248,7 +248,8 @@ def _collect(root: Step, is_cut: Callable[[str], bool], problem: Problem) -> dic
 def blocked(problem: Problem, cuts: set[str]) -> set[str]:
     """Tensors that no reader's law passes through, as far as one pass over all steps can tell.
 
-    They stand whatever is chosen around them, so regions need not reach beyond them.
+    They stand whatever is chosen around them, so regions need not reach beyond them. Those that no
+    law gives a form are among them.
     """
     steps = dict(sorted(problem.steps.items(), key=lambda item: item[1].position))
     walk = Forward("", steps, problem, problem.facts)
@@ -261,8 +262,9 @@ def blocked(problem: Problem, cuts: set[str]) -> set[str]:
             readers.setdefault(operand, []).append(name)
     return {
         name
-        for name in walk.forms
-        if not any(name in walk.through.get(reader, ()) for reader in readers.get(name, ()))
+        for name in steps
+        if name not in cuts
+        and not any(name in walk.through.get(reader, ()) for reader in readers.get(name, ()))
     }
 
 

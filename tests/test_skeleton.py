@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx_text
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
@@ -88,3 +89,15 @@ def test_the_checker_still_finds_what_is_wrong():
     given.graph.node[0].attribute[0].g.node[0].op_type = "Nonesuch"
     with pytest.raises(InputError, match="Nonesuch"):
         shapes.check(Graph(given))
+
+
+def test_a_length_that_counts_as_a_rank_is_not_said():
+    """Inference wrote down two thousand million sizes of what was expanded to a tiled shape."""
+    built = onnx_text.model(
+        "(float[2,3] x) => (float[] y) { s = Tile(one, many) e = Expand(x, s) y = Relu(e) }",
+        one=np.array([1]), many=np.array([2**31]),
+    )  # fmt: skip
+    index = Graph(built)
+    (tiled,) = (v for v in shapes._skeleton(index, {}).graph.input if v.name == "s")
+    assert not tiled.type.tensor_type.shape.dim[0].HasField("dim_value")
+    assert "Tile" not in {node.op_type for node in shapes._skeleton(index, {}).graph.node}

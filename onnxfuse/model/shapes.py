@@ -165,11 +165,13 @@ def _spread(
     node: Node, graph: Graph, known: Mapping[str, Any]
 ) -> tuple[int, list[int | None]] | None:
     """Type and shape of what fills a long tensor: onnx's inference would write it all down."""
-    if node.op_type not in ("Range", "ConstantOfShape"):
+    if node.op_type not in ("Range", "ConstantOfShape", "Tile", "Expand"):
         return None
     found = [_literal(name, graph, known) for name in node.inputs]
     if not found or any(value is None for value in found):
         return None
+    if node.op_type in ("Tile", "Expand"):
+        return _repeated(*found) if len(found) == 2 else None
     if node.op_type == "ConstantOfShape":
         sizes = [int(size) for size in found[0].reshape(-1)]
         value = node.attributes.get("value")
@@ -181,6 +183,20 @@ def _spread(
     if step == 0 or (stop - start) / step <= SMALL:
         return None
     return helper.np_dtype_to_tensor_dtype(found[0].dtype), [None]
+
+
+def _repeated(array: Any, counts: Any) -> tuple[int, list[int | None]] | None:
+    """Type of a constant that is repeated to a long one, whose length is not said.
+
+    Where such a length is read as a rank, inference writes that many sizes down.
+    """
+    total = array.size
+    for count in counts.reshape(-1):  # an upper bound for Expand
+        total *= max(int(count), 1)
+    rank = max(array.ndim, counts.size)
+    if total <= SMALL or rank > 1:
+        return None
+    return helper.np_dtype_to_tensor_dtype(array.dtype), [None]
 
 
 def _literal(name: str, graph: Graph, known: Mapping[str, Any]) -> Any:

@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -508,13 +509,15 @@ class TestTooLarge:
         assert report.verification.status == "passed"
 
 
-@pytest.fixture
+@contextmanager
 def cramped() -> Iterator[None]:
-    """No file may grow beyond 2 KiB."""
+    """No file may grow beyond 2 KiB, that of the tests' own output neither."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2048, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 class TestNoRoom:
@@ -524,28 +527,25 @@ class TestNoRoom:
     def test_a_full_disk(
         self,
         options: tuple[str, ...],
-        request: pytest.FixtureRequest,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
         external()
         assert fuse("m.onnx", "o.onnx", "--only", "l0*") == 0
         before = files()
-        request.getfixturevalue("cramped")
-        assert fuse("m.onnx", "o.onnx", *options) == 2
+        with cramped():
+            assert fuse("m.onnx", "o.onnx", *options) == 2
         error = capsys.readouterr().err
         assert "cannot be written: File too large" in error
         assert error.count("\n") == 1
         assert files() == before
 
-    def test_where_data_is_carried(
-        self, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_where_data_is_carried(self, capsys: pytest.CaptureFixture[str]) -> None:
         external("in/m")
         Path("out").mkdir()
         before = files()
-        request.getfixturevalue("cramped")
         options = ("--only", "l0*", "--external-data-threshold", "100KiB")
-        assert fuse("in/m.onnx", "out/o.onnx", *options) == 2
+        with cramped():
+            assert fuse("in/m.onnx", "out/o.onnx", *options) == 2
         assert "cannot be written: File too large" in capsys.readouterr().err
         assert files() == before
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -56,6 +57,23 @@ def read(model: Any) -> io.Loaded:
     )
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without Python's search for cycles, which walks all that a plan is made of, again and again.
+
+    What planning makes lives to its end and holds no cycles; at 50,000 nodes that search took
+    two fifths of the time.
+    """
+    searching = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if searching:
+            gc.enable()
+
+
+@_uncollected()
 def plan_model(model: Any, options: Options) -> Report:
     """What would be done to a model and why not, reading no kernel."""
     _, done, changes = _worked(model, options, Watch(), dry=True)
@@ -162,7 +180,8 @@ def _worked(
     if given.base is not None and not dry:
         io.check_data(given.model, given.base)
     loaded, changes = freeze.changed(given, **switches)
-    done = work(loaded, options, watch, dry=dry, store=store)
+    with _uncollected():
+        done = work(loaded, options, watch, dry=dry, store=store)
     if changes.any:
         marked = freeze.noted(done.model, changes, __version__)
         done = replace(done, model=marked, before=counted(given, options)[0])

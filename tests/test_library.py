@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 from pathlib import Path
 
@@ -134,3 +135,17 @@ def test_sizes_given_for_dynamic_inputs_are_used_for_counting() -> None:
     large = onnxfuse.plan(path, input_shapes={"input": (1, 8, 32, 32)})
     assert large.before.macs == 4 * small.before.macs
     assert onnxfuse.plan(path).assumed == {"input": (1, 8, 224, 224)}
+
+
+@pytest.mark.parametrize("searching", [True, False])
+def test_the_search_for_cycles_is_left_as_it_was(searching: bool) -> None:
+    was = gc.isenabled()
+    try:
+        (gc.enable if searching else gc.disable)()
+        onnxfuse.plan(REPVGG)
+        assert gc.isenabled() == searching
+        with pytest.raises(onnxfuse.InputError):
+            onnxfuse.fuse(FIXTURES / "none.onnx")
+        assert gc.isenabled() == searching
+    finally:
+        (gc.enable if was else gc.disable)()

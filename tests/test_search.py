@@ -127,3 +127,15 @@ def test_what_no_law_gives_a_form_is_not_looked_through(monkeypatch: pytest.Monk
     built = model(f"(float a0) => (float y) {{ {nodes} y = Abs(a200) }}")
     onnxfuse.plan(built)
     assert steps <= 10 * 200
+
+
+@pytest.mark.parametrize("k", [5, 7])
+def test_a_wide_pool_behind_a_wide_map_is_free_in_a_sum(k: int) -> None:
+    pads = [k // 2] * 4
+    text = f"""(float[1,64,16,16] x) => (float[] y) {{
+        a = Conv<pads = {pads}>(x, w) b = Conv(x, v)
+        c = AveragePool<kernel_shape = [{k},{k}], pads = {pads}, count_include_pad = 1>(b)
+        d = Add(a, c) y = Relu(d) }}"""
+    built = model(text, w=(64, 64, k, k), v=(64, 64, 1, 1))
+    fused, _ = onnxfuse.fuse(built)
+    assert ops(fused) == ["Conv", "Relu"]

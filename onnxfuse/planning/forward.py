@@ -9,8 +9,11 @@ from onnxfuse.algebra.form import Facts, Form, Term
 from onnxfuse.planning.problem import Problem, Step
 from onnxfuse.refusal import Code, Refusal
 
-MAX_GROWTH = 16
-"""A form that costs this many times what it was made from is cut where it stands."""
+MAX_GROWTH = 64
+"""A form that costs this many times what it was made from is cut where it stands.
+
+A 1×1 averaged over 7×7 costs 49 times as much, and nothing in a sum with a dense 7×7.
+"""
 MAX_CHOICES = 8
 """Of more operands than this none is left out alone where they cannot all be passed through."""
 MAX_PASSED = 1 << 14

@@ -7,6 +7,7 @@ import pytest
 from onnx_text import fuse, model, ops
 
 import onnxfuse
+from onnxfuse.planning.state import Move, State
 
 
 @pytest.mark.parametrize("op", ["Mul", "Conv"])
@@ -84,8 +85,16 @@ def test_a_search_that_tries_very_much_ends_and_says_so(monkeypatch: pytest.Monk
     assert "the search ended" in str(report)
 
 
-def test_concatenated_layers_open_only_what_may_meet() -> None:
-    """Sixteen layers, each over all before it: none is tried in all sums that read it."""
+def test_concatenated_layers_open_only_what_may_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen layers, each over all before it: those of wide sums are tried in none of them."""
+    dropped: set[str] = set()
+    make = State.make
+
+    def watched(self: State, move: Move) -> object:
+        dropped.update(move.drop)
+        return make(self, move)
+
+    monkeypatch.setattr(State, "make", watched)
     nodes, names = [], ["x"]
     for i in range(16):
         joined = f"j{i} = Concat<axis = 1>({', '.join(names)})"
@@ -96,6 +105,8 @@ def test_concatenated_layers_open_only_what_may_meet() -> None:
     fused, codes = fuse(built)
     assert fused == built
     assert "size-limit" not in codes
+    assert dropped & {f"c{i}" for i in range(8)}
+    assert not dropped & {f"c{i}" for i in range(8, 14)}  # one sum alone reads the last
 
 
 def test_many_parts_of_one_tensor_still_meet() -> None:

@@ -1,7 +1,5 @@
 """``python -m onnxfuse``."""
 
-import sys
+from onnxfuse.cli import script
 
-from onnxfuse.cli import main
-
-sys.exit(main())
+script()

@@ -6,11 +6,16 @@ from collections.abc import Callable
 
 from onnxfuse.outcome import Outcome
 
+SILENT = ("fuse", "explain")
+"""Commands that print nothing when they are to be quiet; the others print what they found."""
+
 
 def render(outcome: Outcome, form: str, *, verbose: bool = False, quiet: bool = False) -> str:
     """An outcome in one of `version.FORMATS`; ``quiet`` is for text, ``verbose`` for that
     and for JSON.
     """
+    if form == "text" and quiet and outcome.command in SILENT:
+        return ""  # rich takes longer to load than some models to fuse
     if form == "text":
         from onnxfuse.report.text import rendered
 

@@ -19,12 +19,14 @@ SHOWN_REFUSALS = 8
 
 
 def rendered(outcome: Outcome, *, verbose: bool, quiet: bool) -> str:
-    """What a command prints. ``quiet`` leaves findings and differences alone."""
+    """What a command prints. ``quiet`` leaves findings and differences alone, and the rest of
+    those commands that `formats` asks for nothing.
+    """
     console = Console(highlight=False)
     with console.capture() as captured:
-        if outcome.command == "fuse" and not quiet:
+        if outcome.command == "fuse":
             _fused(outcome.files, console, verbose)
-        elif outcome.command == "explain" and not quiet:
+        elif outcome.command == "explain":
             tree.show(outcome.files, console, verbose=verbose)
         elif outcome.command == "check":
             listing.show(outcome, console, verbose=verbose, quiet=quiet)

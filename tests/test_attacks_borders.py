@@ -256,17 +256,17 @@ def test_a_batch_that_comes_with_another_source_is_priced():
 def test_a_fused_model_that_does_not_load_is_not_written(monkeypatch, tmp_path):
     """Nothing is written either where the original loads and the fused model does not."""
     from onnxfuse.cli import main
-    from onnxfuse.verify import whole
+    from onnxfuse.verify import sides
 
-    real, count = whole._session, []
+    real, count = sides._session, []
 
     def second_fails(*arguments: object) -> object:
         count.append(1)
         if len(count) == 2:
-            raise whole.CannotRunError("no such kernel")
+            raise sides.CannotRunError("no such kernel")
         return real(*arguments)
 
-    monkeypatch.setattr(whole, "_session", second_fails)
+    monkeypatch.setattr(sides, "_session", second_fails)
     built = model(f"{FIXED} {{ a = Conv(x, w) y = Conv(a, v) }}", v=(4, 4, 1, 1), **W)
     onnx.save(built, tmp_path / "in.onnx")
     assert main([str(tmp_path / "in.onnx"), str(tmp_path / "out.onnx"), "-q"]) == 3

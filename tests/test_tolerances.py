@@ -14,6 +14,8 @@ from onnx_text import model
 
 from onnxfuse.cli import main
 from onnxfuse.model import tensors
+from onnxfuse.verify import sides
+from onnxfuse.verify.comparison import squares
 
 CHANNELS = 8
 
@@ -145,3 +147,35 @@ def test_the_bound_is_printed_beside_the_error(
     assert run(built, tmp_path, "--format", "markdown") == 0
     said = capsys.readouterr().out
     assert f"{output['rms']:.1e} | {output['allowed']:.1e}" in said
+
+
+def test_a_difference_of_a_few_roundoffs_needs_no_noise(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The original is then loaded once, and run once."""
+    monkeypatch.setattr(sides, "noisy", None)
+    assert run(chain(1, 1), tmp_path, "--format", "json") == 0
+    (output,) = json.loads(capsys.readouterr().out)["verification"]["outputs"]
+    assert 0 < output["rms"] < output["allowed"] == 16 * 4 * 2.0**-24
+
+
+def test_a_difference_that_no_noise_can_explain_is_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise sides.CannotRunError("no kernel for noise")
+
+    monkeypatch.setattr(sides, "noisy", fail)
+    assert run(ended(2, 1e3, "sigmoid of -16"), tmp_path) == 3
+    assert "cannot be measured: no kernel for noise" in capsys.readouterr().err
+    assert not (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_squares_that_are_no_numbers_are_not_small(value: float) -> None:
+    left = np.ones(3)
+    right = np.array([1, value, 1])
+    for pair in ((left, right), (right, left), (right, right)):
+        assert not np.isfinite(squares(*pair)).all()
+    difference, size = squares(left, left + 0.5)
+    assert (difference, size) == (0.75, 3.0)

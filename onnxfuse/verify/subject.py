@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 import onnx
@@ -123,24 +124,29 @@ def _copied(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def models(
     subject: Subject, names: Sequence[str]
-) -> tuple[Disturbed, onnx.ModelProto, tuple[str, ...]]:
-    """The original with noise and the fused model, ``names`` among the outputs of both.
+) -> tuple[onnx.ModelProto, onnx.ModelProto, tuple[str, ...]]:
+    """The original and the fused model, ``names`` among the outputs of both.
 
     Also the inputs that decide of each If that leads to a region in a branch.
     """
-    noisy, steering = _disturbable(subject, names)
+    original = _exposed(subject.original, names, subject.types)
     fused = _exposed(subject.fused, names, subject.types)
+    steering: tuple[str, ...] = ()
+    if subject.bodies:
+        original = _copied(original)
+        steering = steered(original, subject.bodies)
     if steering:
         fused = _copied(fused)
         steered(fused, subject.bodies, steering)
-    return noisy, fused, steering
+    return original, fused, steering
 
 
-def _disturbable(subject: Subject, names: Sequence[str]) -> tuple[Disturbed, tuple[str, ...]]:
-    """The original with rounding-sized noise on each region's inputs and output.
+def noisy(subject: Subject, model: onnx.ModelProto, draw: int) -> Disturbed:
+    """The original that `models` gave, with rounding-sized noise on each region's ends.
 
-    An output also varies by the region's error outright: where its terms cancel, it is smaller
-    than what rounding them makes of it.
+    The noise is another one for each ``draw``.
+    Those are its inputs and its output, which also varies by the region's error outright: where
+    its terms cancel, it is smaller than what rounding them makes of it.
     """
     levels: dict[str, float] = {}
     shifts: dict[str, float] = {}
@@ -151,11 +157,8 @@ def _disturbable(subject: Subject, names: Sequence[str]) -> tuple[Disturbed, tup
         for name in (root, *sources):
             if subject.types.get(name) in FLOATS:  # what moves integers moves them exactly
                 levels[name] = max(level, levels.get(name, 0.0))
-    exposed = _exposed(subject.original, names, subject.types)
-    steering: tuple[str, ...] = ()
     if subject.bodies:
-        exposed = _copied(exposed)
-        steering = steered(exposed, subject.bodies)
-        shaken(exposed, subject.bodies, fresh_names(subject.graph)(SWITCH))
-    noisy = disturbed(exposed, subject.graph, levels, subject.types, shifts=shifts)
-    return noisy, steering
+        model = _copied(model)
+        shaken(model, subject.bodies, fresh_names(subject.graph)(SWITCH))
+    seeds = repeat(float(draw))
+    return disturbed(model, subject.graph, levels, subject.types, seeds, shifts)

@@ -336,7 +336,7 @@ def test_a_huge_axis_beside_open_ones_is_shortened_for_the_proof() -> None:
     _, report = onnxfuse.fuse(built, verify=False)
     (region,) = report.regions
     assert region.error is not None
-    assert len(region.error.sizes) > 2
+    assert len(region.error.sizes) == 2
     assert max(shape[3] for shape in region.error.sizes) < 20
 
 

@@ -34,7 +34,7 @@ def conv(attributes: Mapping[str, Any], inputs: Arrays) -> list[Any]:
             *(n + p + q for n, p, q in zip(x.shape[2:], pads[:rank], pads[rank:], strict=True)),
         ]
     )
-    x = np.pad(x, [(0, 0), (0, 0), *zip(pads[:rank], pads[rank:], strict=True)])
+    x = _zeros_around(x, pads)
     lengths = [(n - e) // s + 1 for n, e, s in zip(x.shape[2:], extents, strides, strict=True)]
     if min(lengths, default=1) < 1:
         raise ValueError("the window is larger than its input")
@@ -45,7 +45,9 @@ def conv(attributes: Mapping[str, Any], inputs: Arrays) -> list[Any]:
     total = np.zeros((batch, out, positions), x.dtype)
     for first in range(0, len(taps), at_once):
         some = taps[first : first + at_once]
-        seen = np.stack([_tap(x, tap, strides, dilations, lengths) for tap in some], axis=2)
+        seen = np.empty((batch, x.shape[1], len(some), *lengths), x.dtype)
+        for at, tap in enumerate(some):
+            seen[:, :, at] = _tap(x, tap, strides, dilations, lengths)
         seen = seen.reshape(batch, groups, per_group * len(some), positions)
         for start, stop, rows in _rows(w, groups):
             among = slice(start * groups // out, -(-stop * groups // out))
@@ -74,13 +76,26 @@ def _rows(w: Any, groups: int) -> Iterator[tuple[int, int, Any]]:
         start = stop
 
 
+def _zeros_around(x: Any, pads: Sequence[int]) -> Any:
+    """``x (N, C, *X)`` with zeros before and after each spatial axis."""
+    if not any(pads):
+        return x
+    if min(pads) < 0:
+        raise ValueError("a window has negative pads")
+    rank = x.ndim - 2
+    sides = list(zip(x.shape[2:], pads[:rank], pads[rank:], strict=True))
+    padded = np.zeros((*x.shape[:2], *(n + p + q for n, p, q in sides)), x.dtype)
+    padded[(slice(None), slice(None), *(slice(p, p + n) for n, p, _ in sides))] = x
+    return padded
+
+
 def _tap(x: Any, tap: Sequence[int], strides: Any, dilations: Any, lengths: Any) -> Any:
-    """What one tap reads at every output position: ``(N, C, positions)``."""
+    """What one tap reads at every output position: ``(N, C, *lengths)``."""
     views = tuple(
         slice(d * t, d * t + s * (n - 1) + 1, s)
         for d, t, s, n in zip(dilations, tap, strides, lengths, strict=True)
     )
-    return x[(slice(None), slice(None), *views)].reshape(*x.shape[:2], -1)
+    return x[(slice(None), slice(None), *views)]
 
 
 def window_pads(

@@ -2,29 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import onnx
 from onnx import AttributeProto, TensorProto
+
+_PLAIN = {
+    AttributeProto.FLOAT, AttributeProto.INT, AttributeProto.STRING,
+    AttributeProto.FLOATS, AttributeProto.INTS, AttributeProto.STRINGS,
+}  # fmt: skip
+"""Attributes that hold neither a graph nor a tensor, which most are."""
 
 
 def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
     """The graphs that a node holds in its attributes."""
     for attribute in node.attribute:
-        if attribute.type == AttributeProto.GRAPH:
-            yield attribute.g
-        elif attribute.type == AttributeProto.GRAPHS:
-            yield from attribute.graphs
+        if attribute.type not in _PLAIN:
+            yield from _graphs(attribute)
+
+
+def _below(nodes: Iterable[onnx.NodeProto]) -> Iterator[AttributeProto]:
+    """The attributes of nodes that may hold something."""
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.type not in _PLAIN:
+                yield attribute
+
+
+def _graphs(attribute: AttributeProto) -> Sequence[onnx.GraphProto]:
+    if attribute.type == AttributeProto.GRAPH:
+        return [attribute.g]
+    return attribute.graphs if attribute.type == AttributeProto.GRAPHS else ()
 
 
 def nested(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
     """The graphs below the main one: bodies of If, Loop and Scan, those of functions included."""
     outer = [model.graph.node, *(function.node for function in model.functions)]
-    stack = [inner for nodes in outer for node in nodes for inner in subgraphs(node)]
+    stack = [inner for nodes in outer for a in _below(nodes) for inner in _graphs(a)]
     while stack:
         graph = stack.pop()
         yield graph
-        stack.extend(inner for node in graph.node for inner in subgraphs(node))
+        stack.extend(inner for a in _below(graph.node) for inner in _graphs(a))
 
 
 def inner_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
@@ -37,14 +55,16 @@ def inner_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
 
 def stored(model: onnx.ModelProto) -> Iterator[TensorProto]:
     """Every tensor a file holds: initializers, sparse values, and attributes of nodes."""
-    for graph in (model.graph, *nested(model)):
-        yield from graph.initializer
-        for sparse in graph.sparse_initializer:
-            yield from (sparse.values, sparse.indices)
-    for nodes in (model.graph.node, inner_nodes(model)):
-        for node in nodes:
-            for attribute in node.attribute:
-                yield from _held(attribute)
+    scopes: list[onnx.GraphProto | onnx.FunctionProto] = [*model.functions, model.graph]
+    while scopes:
+        scope = scopes.pop()
+        if isinstance(scope, onnx.GraphProto):
+            yield from scope.initializer
+            for sparse in scope.sparse_initializer:
+                yield from (sparse.values, sparse.indices)
+        for attribute in _below(scope.node):
+            yield from _held(attribute)
+            scopes.extend(_graphs(attribute))
 
 
 def held(node: onnx.NodeProto) -> Iterator[TensorProto]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from onnxfuse.algebra.form import Form
 from onnxfuse.algebra.geometry import compose_axis
 from onnxfuse.algebra.reshaping import Reshape
 from onnxfuse.algebra.source import Source
 from onnxfuse.lift import View
 from onnxfuse.realise import Replacement
+from onnxfuse.verify.reach import reach
 
 Sizes = dict[str, tuple[int, ...]]
 
@@ -29,7 +29,7 @@ def proof_sizes(replacement: Replacement, view: View) -> Iterator[Sizes]:
         return
     fixed = any(step.lifted.fixed for step in region.interior)
     follows = len(inner.intersection(region.sources)) > 0 or sources.keys() != form.sources.keys()
-    least = [_least(form, axis) for axis in range(form.rank)]
+    least = [_least(replacement, axis) for axis in range(form.rank)]
     shapes: dict[str, list[list[int]]] = {name: [] for name in sources}
     for axis in range(form.rank):
         outer = form.outer.axes[axis].stride if form.outer else 1
@@ -108,16 +108,29 @@ def _free_sources(replacement: Replacement, view: View) -> dict[str, Source]:
     return found
 
 
-def _least(form: Form, axis: int) -> int:
-    """The least length at which every border is seen with an interior between them."""
-    needed = 1
-    for term in form.terms:
-        window = term.kernel.geometry.axes[axis]
-        if form.outer is not None:
-            window = compose_axis(form.outer.axes[axis], window)
-        pads = sum(abs(amount) for amount in window.pads)
-        needed = max(needed, pads + 2 * (window.extent - 1) + 2 * window.stride + 1)
-    return needed
+def _least(replacement: Replacement, axis: int) -> int:
+    """The least length at which every border is seen with an interior between them.
+
+    Where that is not told by windows, and where a constant map is cut out of the middle of a
+    larger one, the borders have more room than they can need.
+    """
+    region = replacement.region
+    assert region.cover is not None
+    form = region.cover.form
+    windows = [term.kernel.geometry.axes[axis] for term in form.terms]
+    if form.outer is None and not replacement.maps:
+        found = reach(region.interior, region.root.tensor, axis, windows)
+        if found is not None:
+            return found.least
+    if form.outer is not None:
+        windows = [compose_axis(form.outer.axes[axis], window) for window in windows]
+    return max(
+        (
+            sum(map(abs, window.pads)) + 2 * (window.extent - 1) + 2 * window.stride + 1
+            for window in windows
+        ),
+        default=1,
+    )
 
 
 def _int(size: int | None) -> int:

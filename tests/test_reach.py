@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from onnx_text import model, session
 
+from onnxfuse.algebra.geometry import Axis
 from onnxfuse.fusing import _worked
 from onnxfuse.options import Options
 from onnxfuse.verify.reach import Reach, reach
@@ -132,7 +133,8 @@ def test_longer_sources_repeat_what_is_between(chunk):
     assert compared > 100
 
 
-def test_a_window_of_three_is_proved_at_six_positions():
-    assert Reach().behind(3, 1, (1, 1)).least == 6
-    assert Reach().behind(3, 2, (1, 1)).least == 8
-    assert Reach().behind(1, 1, (-1, -1)).behind(3, 1, (1, 1)).least == 8
+def test_a_window_of_three_is_proved_at_four_positions():
+    assert Reach().behind(Axis.window(3, begin=1, end=1)).least == 4
+    assert Reach().behind(Axis.window(3, stride=2, begin=1, end=1)).least == 6
+    cropped = Reach().behind(Axis.window(1, begin=-1, end=-1))
+    assert cropped.behind(Axis.window(3, begin=1, end=1)).least == 6

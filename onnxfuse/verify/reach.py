@@ -1,39 +1,41 @@
 """How far the borders of a region reach: from which length on all of its rows have been seen.
 
-Along one axis, an output of a region is a row: what it reads, and how much of each. A row whose
-window lies inside every tensor on the way is the one before, moved by the stride; near the begin
-and near the end stand others. Let ``E`` be the extent of the whole window in positions of the
-source, ``J`` the stride, and ``B`` and ``A`` the paddings and crops on the way, summed along the
-worst path. Then the rows below ``B / J`` alone see the begin, and end before ``B + E``; the same
-holds from the end. So at a length of
+Along one axis, an output ``o`` of a region is a row: what it reads, and how much of each. Let ``J``
+be the stride. Of a tensor ``T`` on the way it reads, counted in positions of the source, those from
+``J·o + lo`` to ``J·o + hi``, where ``lo`` and ``hi`` follow from the windows behind ``T``. Where
+that lies inside ``T`` for every ``T``, the row is the one before, moved by ``J``. So with
 
-    B + E + A + 2J - 1
+    before = max(-lo)    and    after = max(hi - the last position of T)
 
-there are two rows between that see neither border, one the other moved by ``J``; no row sees both;
-and every longer source of the same residue by the stride only repeats what is between.
+at a source of length ``X = 0``, the rows ``before <= J·o <= X - after`` see no border. At a length
+
+    before + after + 2J - 1
+
+there are two of them, so that no row sees both borders, and every longer source of the same residue
+by the stride only repeats what is between.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from onnxfuse.algebra.geometry import Axis
 from onnxfuse.algebra.joining import Concat, Select
 from onnxfuse.algebra.laws import Alias, Convolve, Law, Linear, Scale, Sum
 from onnxfuse.algebra.padding import Fill, Frame, Pad
-from onnxfuse.model.graph import Node
+from onnxfuse.lift.common import Lifted
 
 _STILL = (Alias, Concat, Linear, Scale, Select, Sum)
 """Laws that read each position where it stands."""
 
 
 class Step(Protocol):
-    """A law, the node it was lifted from, and where that stands in the order of the graph."""
+    """A law, what it was lifted from, and where that stands in the order of the graph."""
 
     @property
-    def node(self) -> Node: ...
+    def lifted(self) -> Lifted: ...
     @property
     def law(self) -> Law: ...
     @property
@@ -42,43 +44,47 @@ class Step(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """The window of a tensor on one axis of the sources; pads and crops of begin and end."""
+    """What a tensor sees of the borders of all that it comes from, itself included.
+
+    ``slack`` is that of `Axis`: its last position is ``X + slack`` in positions of the source, or
+    up to ``jump - 1`` before that.
+    """
 
     jump: int = 1
-    extent: int = 1
-    pads: tuple[int, int] = (0, 0)
-    crops: tuple[int, int] = (0, 0)
+    before: int = 0
+    after: int = 1
+    slack: int = -1
 
     def joined(self, other: Reach) -> Reach:
         """The worst of both."""
         return Reach(
             max(self.jump, other.jump),
-            max(self.extent, other.extent),
-            _larger(self.pads, other.pads),
-            _larger(self.crops, other.crops),
+            max(self.before, other.before),
+            max(self.after, other.after),
+            min(self.slack, other.slack),
         )
 
-    def behind(self, extent: int, stride: int, amounts: tuple[int, int]) -> Reach:
-        """After a window of ``extent`` that pads by ``amounts``, or crops where they are less."""
-        begin, end = amounts
+    def behind(self, window: Axis) -> Reach:
+        """After a window."""
+        jump = self.jump * window.stride
+        slack = self.slack + self.jump * (1 + window.slack)
         return Reach(
-            self.jump * stride,
-            self.extent + self.jump * (extent - 1),
-            self._more(self.pads, max(begin, 0), max(end, 0)),
-            self._more(self.crops, max(-begin, 0), max(-end, 0)),
+            jump,
+            max(self.before - self.jump * window.start, 0),
+            max(self.after + self.jump * (window.start + window.extent - 1), jump - 1 - slack),
+            slack,
         )
 
-    def _more(self, sums: tuple[int, int], begin: int, end: int) -> tuple[int, int]:
-        return sums[0] + self.jump * begin, sums[1] + self.jump * end
+    def framed(self, width: int) -> Reach:
+        """Where the outermost positions at both ends are another thing than those between."""
+        edge = self.jump * width
+        after = self.jump - 1 - self.slack + edge
+        return replace(self, before=max(self.before, edge), after=max(self.after, after))
 
     @property
     def least(self) -> int:
         """The least length that shows every row."""
-        return sum(self.pads) + sum(self.crops) + self.extent + 2 * self.jump - 1
-
-
-def _larger(left: tuple[int, int], right: tuple[int, int]) -> tuple[int, int]:
-    return max(left[0], right[0]), max(left[1], right[1])
+        return max(self.before + self.after + 2 * self.jump - 1, 1)
 
 
 def reach(steps: Sequence[Step], root: str, axis: int, windows: Sequence[Axis]) -> Reach | None:
@@ -88,40 +94,39 @@ def reach(steps: Sequence[Step], root: str, axis: int, windows: Sequence[Axis]) 
     """
     known: dict[str, Reach] = {}
     for step in sorted(steps, key=lambda step: step.position):
-        found = Reach()
-        for name in step.node.inputs:
-            found = found.joined(known.get(name, Reach()))
-        after = _after(step, axis, found)
+        read = [known.get(name, Reach()) for name in step.lifted.operands]
+        found = read[0]
+        for other in read[1:]:
+            found = found.joined(other)
+        after = _after(step.law, axis, found)
         if after is None:
             return None
-        for name in step.node.outputs:
+        for name in step.lifted.node.outputs:
             known[name] = after
     found = known.get(root, Reach())
     for window in windows:
         if window.moves or window.up > 1:
             return None
-        found = found.joined(Reach().behind(window.extent, window.stride, window.pads))
+        found = found.joined(Reach().behind(window))
     return found
 
 
-def _after(step: Step, axis: int, before: Reach) -> Reach | None:
-    law = step.law
+def _after(law: Law, axis: int, before: Reach) -> Reach | None:
     if isinstance(law, _STILL):
         return before
     if isinstance(law, Convolve):
         if len(law.kernel.geometry.axes) <= axis:
             return None
         window = law.kernel.geometry.axes[axis]
-        if window.moves or window.up > 1:
-            return None
-        return before.behind(window.extent, window.stride, window.pads)
-    if isinstance(law, Pad):  # its axes may stand in another order: the worst of them
-        for amounts in zip(law.begins, law.ends, strict=True):
-            before = before.joined(before.behind(1, 1, amounts))
-        return before
+        return None if window.moves or window.up > 1 else before.behind(window)
+    if isinstance(law, Pad) and axis + 2 < len(law.begins):
+        begin, end = law.begins[axis + 2], law.ends[axis + 2]
+        return before.behind(Axis.window(1, begin=begin, end=end))
     if isinstance(law, Fill):
-        return before.behind(1, 1, (law.width, law.width))
+        return before.framed(law.width if law.axis == axis + 2 else 0)
     if isinstance(law, Frame):
-        widths = tuple(0 if strip is None else strip.width for strip in (law.begin, law.end))
-        return before.behind(1, 1, (widths[0], widths[1]))
+        begin, end = (0 if strip is None else strip.width for strip in (law.begin, law.end))
+        if law.axis != axis + 2:
+            begin = end = 0
+        return before.behind(Axis.window(1, begin=begin, end=end))
     return None

@@ -35,9 +35,9 @@ QUIET = ("Identity", "Transpose", "Dropout")
 
 
 def region(
-    replacement: Replacement, problem: Problem, error: RegionError | None, *, dry: bool
+    replacement: Replacement, problem: Problem, error: RegionError | None, *, read: bool
 ) -> RegionReport:
-    """The report of one replaced region; a ``dry`` one reads no kernel."""
+    """The report of one replaced region; kernels are only ``read`` for their ranges."""
     found = replacement.region
     assert found.cover is not None
     nodes = list({step.node.index: step.node for step in found.interior}.values())
@@ -63,8 +63,8 @@ def region(
         estimate=_estimate(found, problem),
         drawn=sketch.standing(found.interior, problem),
         drawn_after=sketch.written(replacement),
-        ranges=() if dry else ranges.standing(nodes, problem.view),
-        ranges_after=() if dry else ranges.written(replacement),
+        ranges=ranges.standing(nodes, problem.view) if read else (),
+        ranges_after=ranges.written(replacement) if read else (),
     )
 
 

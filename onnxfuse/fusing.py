@@ -81,7 +81,7 @@ def plan_model(model: Any, options: Options) -> Report:
     for rounds in done.all:
         found = [describe.layout(laid, None) for laid in rounds.laid]
         found += (
-            describe.region(replacement, one.plan.problem, None, dry=True)
+            describe.region(replacement, one.plan.problem, None, read=False)
             for one in rounds.passes
             for replacement in one.replacements
         )
@@ -114,7 +114,7 @@ def explain_model(
     given = read(model)
     held: Store = Nowhere() if any(located(given.model)) else Memory()
     loaded, done, changes = _worked(given, options, watch, dry=False, store=held)
-    records = [record for found in _records(done, watch) for record in found]
+    records = [record for found in _records(done, options, watch) for record in found]
     report = replace(_reported(loaded, done, records, None, changes, held), planned=True)
     return report, lambda: [
         replace(kept, scope=rounds.where)
@@ -135,7 +135,7 @@ def fuse_model(model: Any, options: Options, watch: Watch, output: Output | None
     store = None if output is None else output.store
     loaded, done, changes = _worked(model, options, watch, dry=False, store=store)
     with _saving(done, options):
-        proved = _records(done, watch)
+        proved = _records(done, options, watch)
     records = [record for found in proved for record in found]
     watch.enter("write")
     data = loaded.data
@@ -219,17 +219,17 @@ def _stated(report: Report, done: Work, changes: Changes) -> Report:
     )
 
 
-def _records(done: Work, watch: Watch) -> list[list[RegionReport]]:
+def _records(done: Work, options: Options, watch: Watch) -> list[list[RegionReport]]:
     """The regions of each graph, proved and described."""
     records = []
     for rounds in done.all:
         with within(rounds.where):
-            found = _proved(rounds, watch)
+            found = _proved(rounds, options, watch)
         records.append([replace(record, scope=rounds.where) for record in found])
     return records
 
 
-def _proved(rounds: Rounds, watch: Watch) -> list[RegionReport]:
+def _proved(rounds: Rounds, options: Options, watch: Watch) -> list[RegionReport]:
     """The regions of one graph, proved and described."""
     watch.enter("prove")
     found = [describe.layout(laid, _prove_layout(laid)) for laid in rounds.laid]
@@ -238,7 +238,7 @@ def _proved(rounds: Rounds, watch: Watch) -> list[RegionReport]:
         errors = _prove(one, watch)
         watch.enter("report")
         found += (
-            describe.region(replacement, one.plan.problem, error, dry=False)
+            describe.region(replacement, one.plan.problem, error, read=options.ranges)
             for replacement, error in zip(one.replacements, errors, strict=True)
         )
     return found

@@ -10,6 +10,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 import onnxfuse
+from onnxfuse import ranges
 from onnxfuse.cli import main
 from onnxfuse.records import Operator
 from onnxfuse.refusal import ADVICE, Code
@@ -227,3 +228,23 @@ def test_the_range_of_channels_is_that_of_the_kernels() -> None:
     assert after.ratio == pytest.approx(peaks.max() / np.median(peaks), rel=1e-6)
     assert len(report.regions[0].ranges) == 5
     assert onnxfuse.plan(DBB).regions[0].ranges == ()
+
+
+@pytest.mark.parametrize(
+    ("flags", "read"),
+    [((), False), (("-q",), False), (("-v",), True), (("--format", "json"), True)],
+)
+def test_ranges_are_looked_for_where_they_are_told(
+    flags: tuple[str, ...], read: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They take one more look at every kernel of the model."""
+    looked: list[str] = []
+    real = ranges.spread
+
+    def spread(name: str, *rest: Any) -> Any:
+        looked.append(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(ranges, "spread", spread)
+    assert main([str(DBB), str(tmp_path / "o.onnx"), "--no-verify", *flags]) == 0
+    assert bool(looked) is read

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import shutil
@@ -158,19 +159,42 @@ def test_data_files_of_one_name_never_replace_each_other(tmp_path: Path) -> None
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("ends", ["at once", "in between", "never"])
+def test_data_is_copied_whole_however_far_the_system_copies(
+    ends: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, new = tmp_path / "weights", tmp_path / "new"
+    place.write_bytes(os.urandom(100_000))
+    calls: list[int] = []
+    real = getattr(os, "copy_file_range", None)
+
+    def some(source: int, target: int, count: int) -> int:
+        calls.append(count)
+        if ends == "at once" or (ends == "in between" and len(calls) > 3):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return real(source, target, 1000) if ends == "in between" else real(source, target, count)
+
+    if real is None and ends != "at once":
+        pytest.skip("this system copies nothing by itself")
+    monkeypatch.setattr(os, "copy_file_range", some, raising=False)
+    io._copy(place, new)
+    assert new.read_bytes() == place.read_bytes()
+    assert calls
+
+
 def test_a_file_that_another_run_copied_first_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It appears between the look and the copy."""
     place, new = tmp_path / "weights", tmp_path / "new"
     place.write_bytes(b"mine")
-    real = shutil.copyfile
+    real = io._fill
 
     def slow(source: Path, temporary: Path) -> None:
         real(source, temporary)
         new.write_bytes(theirs)
 
-    monkeypatch.setattr(io.shutil, "copyfile", slow)
+    monkeypatch.setattr(io, "_fill", slow)
     theirs = b"mine"
     io._copy(place, new)
     new.unlink()

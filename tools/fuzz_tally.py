@@ -87,11 +87,11 @@ class Tally:
             met[type(law).__name__] += 1
             return result
 
-        def proved(replacement: Any, *arguments: Any, dry: bool) -> Any:
-            if not dry:
+        def proved(replacement: Any, problem: Any, error: Any, *, read: bool) -> Any:
+            if error is not None:
                 steps = replacement.region.interior
                 self.proved.update(type(step.law).__name__ for step in steps)
-            return described(replacement, *arguments, dry=dry)
+            return described(replacement, problem, error, read=read)
 
         with (
             mock.patch.object(forward, "applied", applied),

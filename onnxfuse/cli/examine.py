@@ -56,6 +56,7 @@ def options(chosen: argparse.Namespace) -> Watched:
         policy=chosen.policy or "default",
         freeze_initializers=bool(chosen.freeze_initializers),
         assume_inference=bool(chosen.assume_inference),
+        ranges=bool(chosen.verbose or chosen.report or chosen.format not in (None, "text")),
         **(_asked(chosen) if chosen.command == "fuse" else {}),
     )
 

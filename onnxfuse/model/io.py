@@ -18,6 +18,8 @@ from onnxfuse import files
 from onnxfuse.errors import InputError
 from onnxfuse.model import temporary, tensors, walk
 
+AT_ONCE = 1 << 26
+"""Bytes that are copied at once; in between, Ctrl-C is heard."""
 _UMASK = threading.Lock()
 """It can only be read by setting it; two threads that did so at once would leave it at 0."""
 
@@ -238,10 +240,26 @@ def _copy(place: Path, new: Path) -> None:
         raise InputError(f"{new.parent} cannot be made: {error.strerror}") from error
     try:
         with _replacing(new, only_new=True) as copy:
-            shutil.copyfile(place, copy)
+            _fill(place, copy)
     except InputError:
         if not (new.exists() and _same(place, new)):  # another run may have been faster
             raise
+
+
+def _fill(place: Path, copy: Path) -> None:
+    """Copy the data of a file into one that is there and empty.
+
+    It is not truncated: file systems write out what was, as soon as it is closed, for fear of
+    losing both the old data and the new; that takes half as long as to copy.
+    """
+    with place.open("rb") as source, copy.open("r+b") as target:
+        with contextlib.suppress(AttributeError, OSError):  # not every system or pair of disks
+            while os.copy_file_range(source.fileno(), target.fileno(), AT_ONCE):
+                pass
+        done = os.lseek(source.fileno(), 0, os.SEEK_CUR)
+        for stream in (source, target):
+            stream.seek(done)
+        shutil.copyfileobj(source, target, AT_ONCE)  # the rest, where that ended early
 
 
 def _same(left: Path, right: Path) -> bool:

@@ -21,12 +21,14 @@ import numpy as np
 
 from onnxfuse.algebra.form import interior
 from onnxfuse.algebra.laws import Linear
+from onnxfuse.emit import LARGE
 from onnxfuse.errors import ProofError
 from onnxfuse.lift import View
 from onnxfuse.realise import Replacement
 from onnxfuse.records import RegionError
 from onnxfuse.verify.run import (
     DOUBLE,
+    SINGLE,
     Arithmetic,
     places,
     rounded,
@@ -35,7 +37,7 @@ from onnxfuse.verify.run import (
 )
 from onnxfuse.verify.sizes import Sizes, proof_sizes
 
-U = 2.0**-53
+U, U_SINGLE = 2.0**-53, 2.0**-24
 SEED = 20_240_601
 LARGEST = 1 << 28
 """Elements of the largest input that a proof draws."""
@@ -69,7 +71,7 @@ def _proved(replacement: Replacement, view: View, kind: Any, roundoff: float) ->
         try:
             inputs = _with_derived(replacement, view, inputs)
             expected = run_original(replacement, view, inputs, DOUBLE)
-            size = run_original(replacement, view, inputs, DOUBLE, magnitude=True)
+            size = _magnitude(replacement, view, inputs, terms)
         except ValueError:
             continue  # the original itself rejects this size
         if not expected.size:
@@ -116,6 +118,20 @@ def _proved(replacement: Replacement, view: View, kind: Any, roundoff: float) ->
         float(np.sqrt(np.mean(np.square(column)))) for column in zip(*errors, strict=True)
     )
     return RegionError(worst, limit, original, fused, tuple(tried), border, scale)
+
+
+def _magnitude(replacement: Replacement, view: View, inputs: Mapping[str, Any], terms: int) -> Any:
+    """The region on absolute values, or what is a little less where kernels are large.
+
+    float32 sums ``terms`` numbers of one sign with a relative error of γ; it takes half the time.
+    """
+    if any(weight.size > LARGE for weight in replacement.weights.values()):
+        given = {name: rounded(array, SINGLE) for name, array in inputs.items()}
+        found = run_original(replacement, view, given, SINGLE, magnitude=True)
+        if np.isfinite(found).all():
+            gamma = terms * U_SINGLE / (1 - terms * U_SINGLE)
+            return found.astype(np.float64) * max(1 - 2 * gamma, 0.0)
+    return run_original(replacement, view, inputs, DOUBLE, magnitude=True)
 
 
 def _drawn(generator: np.random.Generator, shape: tuple[int, ...], kind: Any) -> Any:

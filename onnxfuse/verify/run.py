@@ -31,6 +31,7 @@ class Arithmetic:
 
 
 DOUBLE = Arithmetic(np.float64, np.float64)
+SINGLE = Arithmetic(np.float32, np.float32)
 
 
 def rounded(array: Any, arithmetic: Arithmetic) -> Any:

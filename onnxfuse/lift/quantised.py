@@ -48,9 +48,10 @@ def stored_as_integers(node: Node, found: Lifted | Refusal | None, view: View) -
 
     A constant as large as the result is a tensor like any other, so such a node may be lifted.
     """
+    operands = frozenset(found.operands) if isinstance(found, Lifted) else frozenset()
     for name in node.inputs if node.op_type in _EITHER else node.inputs[1:]:
         whole = view.shape(name) == view.shape(node.outputs[0])
-        if not name or (isinstance(found, Lifted) and (whole or name not in found.operands)):
+        if not name or (isinstance(found, Lifted) and (whole or name not in operands)):
             continue
         origin, rounding = before(_behind_copies(name, view), view)
         if rounding is not None and view.constants.known(origin):

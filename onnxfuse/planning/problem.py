@@ -6,7 +6,7 @@ lifted, a graph output, another scope. Everything else exists only for the sake 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -42,6 +42,8 @@ A Cast is lifted only where it changes nothing.
 MOVES = (Alias, Concat, Permute, Reshape, Select, Squeeze, Unsqueeze)
 """Laws that only pass on what they read, in another place or order."""
 _COPIES = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast")
+FEW = 8
+"""Operands that are looked through one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ class Problem:
         self._sources: dict[str, Source | None] = {}
         self._costs: dict[str, Cost] = {}
         self._bare: dict[str, Form | None] = {}
+        self._sets: dict[int, frozenset[str]] = {}
         self.passed: dict[Any, Any] = {}  # of `onnxfuse.planning.forward`
         self._lift_all(admitted)
         if keep_post_bn:
@@ -143,9 +146,17 @@ class Problem:
     def _reads_data(self, reader: Node, tensor: str) -> bool:
         """Whether a lifted node has ``tensor`` among its operands."""
         return any(
-            out in self.steps and tensor in self.steps[out].lifted.operands
+            out in self.steps and tensor in self._operands(self.steps[out].lifted)
             for out in reader.outputs
         )
+
+    def _operands(self, lifted: Lifted) -> Container[str]:
+        """The operands of a node: of many a set, for each of them is looked for among them all."""
+        if len(lifted.operands) <= FEW:
+            return lifted.operands
+        if lifted.node.index not in self._sets:
+            self._sets[lifted.node.index] = frozenset(lifted.operands)
+        return self._sets[lifted.node.index]
 
     def _auxiliary(self) -> set[int]:
         """Nodes whose results only tell lifted nodes what to do: shapes, indices, constants."""

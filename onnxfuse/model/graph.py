@@ -71,6 +71,7 @@ class Graph:
     def __init__(self, model: onnx.ModelProto, outside: Outside | None = None) -> None:
         self.model = model
         self.outside = outside
+        self.skeleton: Any = None  # made once, by `onnxfuse.model.shapes`
         proto = model.graph
         _check_names(proto)
         self.nodes = [_node(index, node) for index, node in enumerate(proto.node)]

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from google.protobuf.message import Message
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxfuse.errors import InputError
@@ -91,8 +92,44 @@ def _set_shape(value: onnx.ValueInfoProto, shape: Shape) -> None:
             dim.dim_value = size
 
 
+@dataclass(frozen=True, slots=True)
+class _Skeleton:
+    """A model's structure without large data, and the nodes that stand in it, in their order."""
+
+    model: onnx.ModelProto
+    nodes: tuple[Node, ...]
+
+
 def _skeleton(graph: Graph, known: Mapping[str, Any]) -> onnx.ModelProto:
-    """The model's structure in topological order; large tensors become plain inputs."""
+    """The model's structure in topological order; large tensors become plain inputs.
+
+    A node whose result is ``known`` is left out.
+    """
+    if graph.skeleton is None:
+        graph.skeleton = _bare(graph)
+    bare: _Skeleton = graph.skeleton
+    skeleton = onnx.ModelProto()
+    skeleton.CopyFrom(bare.model)
+    if not known:
+        return skeleton
+    inner = skeleton.graph
+    for name, value in known.items():
+        inner.initializer.append(numpy_helper.from_array(value, name))
+    kept = []
+    for node, proto in zip(bare.nodes, bare.model.graph.node, strict=True):
+        if node.outputs and node.outputs[0] in known:
+            continue
+        if node.standard and (spread := _spread(node, graph, known)) is not None:
+            inner.input.append(helper.make_tensor_value_info(node.outputs[0], *spread))
+        else:
+            kept.append(proto)
+    del inner.node[:]
+    inner.node.extend(kept)
+    _shorten(inner)
+    return skeleton
+
+
+def _bare(graph: Graph) -> _Skeleton:
     source = graph.model
     skeleton = _frame(source)
     inner = skeleton.graph
@@ -108,16 +145,8 @@ def _skeleton(graph: Graph, known: Mapping[str, Any]) -> onnx.ModelProto:
         inner.input.append(
             helper.make_tensor_value_info(sparse.values.name, sparse.values.data_type, sparse.dims)
         )
-    for name, value in known.items():
-        inner.initializer.append(numpy_helper.from_array(value, name))
-    for node in graph.order:
-        if node.outputs and node.outputs[0] in known:
-            continue
-        _add_node(inner, graph, node, known)
-    for value in inner.input:
-        dims = value.type.tensor_type.shape.dim
-        if len(dims) == 1 and dims[0].dim_value > LONGEST:
-            dims[0].Clear()
+    nodes = tuple(node for node in graph.order if _add_node(inner, graph, node))
+    _shorten(inner)
     for value in source.graph.output:
         if value.name in graph.inputs_set or value.name in graph.initializers:
             continue  # its shape is known; a second entry would hide that
@@ -125,7 +154,15 @@ def _skeleton(graph: Graph, known: Mapping[str, Any]) -> onnx.ModelProto:
         kind = value.type.tensor_type.elem_type
         if kind:
             inner.output[-1].type.tensor_type.elem_type = kind
-    return skeleton
+    return _Skeleton(skeleton, nodes)
+
+
+def _shorten(graph: onnx.GraphProto) -> None:
+    """Say nothing of the length of long vectors."""
+    for value in graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if len(dims) == 1 and dims[0].dim_value > LONGEST:
+            dims[0].Clear()
 
 
 def _frame(source: onnx.ModelProto) -> onnx.ModelProto:
@@ -139,17 +176,19 @@ def _frame(source: onnx.ModelProto) -> onnx.ModelProto:
     return found
 
 
-def _add_node(inner: onnx.GraphProto, graph: Graph, node: Node, known: Mapping[str, Any]) -> None:
-    """A node as it stands; a constant that is large, or counts far, becomes an input."""
-    proto = graph.model.graph.node[node.index]
+def _add_node(inner: onnx.GraphProto, graph: Graph, node: Node) -> bool:
+    """Add a node as it stands; a constant that is large, or counts far, becomes an input."""
     literal = node.attributes.get("value")
     if node.op_type == "Constant" and isinstance(literal, TensorProto) and _large(literal):
         _add_tensor(inner, node.outputs[0], literal)
-    elif node.standard and (spread := _spread(node, graph, known)) is not None:
+        return False
+    if node.standard and (spread := _spread(node, graph, {})) is not None:
         inner.input.append(helper.make_tensor_value_info(node.outputs[0], *spread))
-    else:
-        inner.node.add().CopyFrom(proto)
+        return False
+    inner.node.add().CopyFrom(graph.model.graph.node[node.index])
+    if node.op_type != "Constant" and any(isinstance(v, Message) for v in node.attributes.values()):
         _lighten(inner.node[-1])
+    return True
 
 
 def _lighten(node: onnx.NodeProto) -> None:
@@ -260,13 +299,18 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[tuple[str, int, Shape | None]]:
         if not value.type.HasField("tensor_type"):
             continue
         kind = value.type.tensor_type
-        shape = None
-        if kind.HasField("shape"):
-            shape = tuple(
-                dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else None
-                for dim in kind.shape.dim
-            )
+        shape = _sizes(kind.shape) if kind.HasField("shape") else None
         yield value.name, kind.elem_type, shape
+
+
+def _sizes(shape: onnx.TensorShapeProto) -> Shape:
+    sizes = [dim.dim_value for dim in shape.dim]
+    if min(sizes, default=1) > 0:  # none is unset
+        return tuple(sizes)
+    return tuple(
+        dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else None
+        for dim in shape.dim
+    )
 
 
 def _fill(tensor: TensorProto) -> None:

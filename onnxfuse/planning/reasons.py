@@ -21,6 +21,9 @@ UNLIFTED = (
 )  # fmt: skip
 """Linear operators of one tensor that are no law of the algebra."""
 APART = "it takes the channels' axis apart, so nothing merges across"
+FEW = 8
+"""Of more tensors that a region reads, those that another such region reads are not tried again:
+each of a block of densely joined layers reads all before it."""
 REACH = 64
 """Tensors that are looked back over to explain a region."""
 
@@ -29,6 +32,7 @@ def refusals(regions: Mapping[str, Region], problem: Problem) -> list[Refusal]:
     """The refusals of a plan: what could not be lifted, and what was not merged."""
     found = list(problem.refusals)
     quantised = {refusal.node for refusal in found if refusal.code is Code.QUANTISED}
+    tried: set[str] = set()
     for region in regions.values():
         priced = [
             problem.steps[name]
@@ -36,12 +40,18 @@ def refusals(regions: Mapping[str, Region], problem: Problem) -> list[Refusal]:
             if name in problem.steps and name not in problem.required
             if not _transposed_source(problem.steps[name], problem)
         ]
-        merged = [(s, expand(region.root, _all_but(s, regions), problem)) for s in priced]
+        again = tried.intersection(s.tensor for s in priced) if len(priced) > FEW else ()
+        merged = [
+            (s, expand(region.root, _all_but(s, regions), problem))
+            for s in priced
+            if s.tensor not in again
+        ]
+        tried.update(s.tensor for s in priced if len(priced) > FEW)
         reasons = [r for s, m in merged if m.replaced and (r := _price(s.node.label, m, problem))]
-        if not reasons and (any(m.obstacles for _, m in merged) or _siblings(priced)):
+        if not (reasons or again) and (any(m.obstacles for _, m in merged) or _siblings(priced)):
             reasons = _joint(region, problem)
         found += reasons or region.obstacles
-        if not reasons and not region.obstacles:
+        if not (reasons or again or region.obstacles):
             found += _needed(region, problem, regions)
         found += _strides(region, problem)
         if not isinstance(region.root.law, MOVES):

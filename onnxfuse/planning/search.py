@@ -125,8 +125,8 @@ def _moves(state: State, region: Region) -> Iterator[Move]:
         before, behind = operands - state.cuts, operands & state.cuts
         if name in state.stuck and before:
             yield Move(add=before, drop=frozenset({name}), release=release)
-        if behind - state.forbidden:
-            yield Move(drop=frozenset({name, *behind}) - state.forbidden, release=release)
+        if opened := _meeting(state, sorted(behind - state.forbidden), region):
+            yield Move(drop=frozenset({name, *opened}), release=release)
     if len(closed) > 1:  # the terms of a sum pay only when all of them are open
         yield Move(drop=frozenset(closed), release=release)
     if region.obstacles and not region.replaced:
@@ -141,15 +141,20 @@ def _moves(state: State, region: Region) -> Iterator[Move]:
 
 
 def _worth_opening(state: State, region: Region) -> list[str]:
-    """The cuts that a region reads and might be better read through.
-
-    Of more than `MAX_ORIGINS`, only those that this region alone reads, or that are made of what
-    another of its sources is or is made of: nothing else could meet in it.
-    """
+    """The cuts that a region reads and might be better read through."""
     steps = state.problem.steps
     closed = [n for n in region.sources if n in state.cuts and n in steps]
-    closed = [n for n in closed if n not in state.forbidden]
-    if len(closed) <= MAX_ORIGINS:
+    return _meeting(state, [n for n in closed if n not in state.forbidden], region)
+
+
+def _meeting(state: State, closed: list[str], region: Region) -> list[str]:
+    """Of some cuts, those that may merge with something where a region is read through them.
+
+    Of more than `MAX_ORIGINS`, and where they are only joined, those that have one reader, or that
+    are made of what another of them or of the region's sources is or is made of: nothing else could
+    meet in it.
+    """
+    if len(closed) <= MAX_ORIGINS and not isinstance(region.root.law, Concat):
         return closed
     made_of = {name: state.origins[name] for name in closed}
     met = Counter(origin for origins in made_of.values() for origin in origins)
@@ -157,7 +162,7 @@ def _worth_opening(state: State, region: Region) -> list[str]:
     return [
         name
         for name, origins in made_of.items()
-        if state.needs[name] == 1 or any(met[origin] > 1 for origin in origins)
+        if state.needs.get(name) == 1 or any(met[origin] > 1 for origin in origins)
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import stat
 from pathlib import Path
 
@@ -25,3 +26,15 @@ def read(path: Path, what: str = "", missing: str = "") -> bytes:
         raise InputError(f"{what} cannot be read: {error.strerror}") from error
     kind = "a directory; name a file" if stat.S_ISDIR(mode) else "not a regular file"
     raise InputError(f"{what} is {kind}")
+
+
+def holds(path: Path, text: bytes) -> bool:
+    """Whether a regular file has ``text`` in it; what cannot be read has not."""
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as stream:
+            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as held:
+                return held.find(text) >= 0
+    except (OSError, ValueError):  # nothing is mapped of an empty file
+        return False

@@ -150,7 +150,8 @@ def fuse_model(model: Any, options: Options, watch: Watch, output: Output | None
     if records and options.verify:
         watch.enter("run")
         with _saving(done, options):
-            verification = _verify_whole(loaded, done, proved, options, watch, output)
+            both = (loaded.data, data) if data and not changes.any else None
+            verification = _verify_whole(loaded, done, proved, options, watch, output, both)
         if verification.runs:
             notes = (*changes.judged, *verification.notes)
             verification = replace(verification, notes=notes)
@@ -304,6 +305,7 @@ def _verify_whole(
     options: Options,
     watch: Watch,
     output: Output | None,
+    data: tuple[bytes, bytes] | None,
 ) -> Verification:
     from onnxfuse.verify.nested import Body, fractions
     from onnxfuse.verify.subject import Subject
@@ -333,6 +335,7 @@ def _verify_whole(
             floats,
             done.before.macs,
             _watched(regions, found.nominal),
+            data if base is None else None,
         )
         return verify(subject, options, lambda text: watch.show(f"running {text}", 0, 0))
 

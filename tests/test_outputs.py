@@ -10,7 +10,9 @@ from pathlib import Path
 import onnx
 import pytest
 
+from onnxfuse import files
 from onnxfuse.cli import main
+from onnxfuse.model import io
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "pytorch"
 FUSIBLE = FIXTURES / "repvgg_s1_g1.ts.onnx"
@@ -153,3 +155,24 @@ class TestInputs:
         held = {"IN": name, "M": str(FUSED)}
         assert main([held.get(word, word) for word in words.split()]) == 2
         assert f"{name} is not a regular file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("data", [b"", b"a location", b"none"])
+def test_a_file_is_looked_through_without_being_read(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(data)
+    assert files.holds(tmp_path / "f", b"location") is (b"location" in data)
+    assert not files.holds(tmp_path, b"location")
+    assert not files.holds(tmp_path / "nowhere", b"location")
+
+
+def test_what_replaces_a_file_is_on_the_disk_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new one may be: nothing is lost with it."""
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    io.write(tmp_path / "o", b"first")
+    assert not synced
+    io.write(tmp_path / "o", b"second")
+    assert len(synced) == 1
+    assert (tmp_path / "o").read_bytes() == b"second"

@@ -127,11 +127,15 @@ def _is_device(path: Path) -> bool:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a whole file or none: a temporary file beside it, then a rename."""
-    with _replacing(path) as place, place.open("wb") as stream:
+    """Write a whole file or none: a temporary file beside it, then a rename.
+
+    What replaces another file is on the disk before it does.
+    """
+    with _replacing(path) as place, place.open("r+b") as stream:
         stream.write(data)
         stream.flush()
-        os.fsync(stream.fileno())
+        if path.exists():
+            os.fsync(stream.fileno())
 
 
 @contextlib.contextmanager
@@ -218,9 +222,8 @@ def check_kept(source: str | os.PathLike[str], target: Path, outputs: Iterable[s
 def _kept(source: Path) -> dict[str, Path]:
     """The data files of a model; none of one that cannot be used, which is said elsewhere."""
     with contextlib.suppress(InputError):
-        data = files.read(source)
-        if b"location" in data:  # as external data says; parsing takes longer
-            return data_files(parse(data, str(source)), source.parent)
+        if files.holds(source, b"location"):  # as external data says; parsing takes longer
+            return data_files(parse(files.read(source), str(source)), source.parent)
     return {}
 
 

@@ -20,10 +20,11 @@ from onnxfuse.verify.session import (
     CannotRunError,
     NoKernelError,
     check_exchangeable,
+    check_survivable,
     line,
 )
 from onnxfuse.verify.session import opened as _session
-from onnxfuse.verify.subject import Subject, models, noisy
+from onnxfuse.verify.subject import Subject, as_bytes, models, noisy
 
 
 class RejectedError(Exception):
@@ -40,7 +41,7 @@ class Sides:
     oracle: str
     steering: tuple[str, ...]
     _subject: Subject
-    _model: onnx.ModelProto
+    _names: Sequence[str]
     _original: Any
     _fused: Any
     _noisy: tuple[int, Any, str] | None = None
@@ -78,7 +79,7 @@ class Sides:
         """
         if self._noisy is None or self._noisy[0] != draw:
             self._noisy = None  # two at once take the memory of two
-            made = noisy(self._subject, self._model, draw)
+            made = noisy(self._subject, self._names, draw)
             opened = _session if self.oracle == NAME else reference.opened
             self._noisy = draw, opened(made.model, self._subject.base), made.switch
         _, session, switch = self._noisy
@@ -94,25 +95,40 @@ def sides(subject: Subject, names: Sequence[str]) -> Sides:
 
     Raises `CannotRunError` where the original does not load.
     """
-    model, exposed, steering = models(subject, names)
-    oracle = NAME
-    opened: Callable[[onnx.ModelProto, str | None], Any] = _session
+    steering: tuple[str, ...] = ()
+    original: onnx.ModelProto | bytes
+    fused: onnx.ModelProto | bytes
+    held = as_bytes(subject, names)
+    if held is not None:
+        original, fused = held
+    else:
+        original, fused, steering = models(subject, names)
+    loaded: Any
     try:
-        original = _session(model, subject.base)
-        check_exchangeable(original)
+        check_survivable(subject.original)
+        loaded = _session(original, subject.base)
+        check_exchangeable(loaded)
     except NoKernelError as error:
+        model, exposed, steering = models(subject, names)
         try:
-            original = _referred(subject, model)
+            loaded = _referred(subject, model)
         except CannotRunError as why:
             raise CannotRunError(f"onnxruntime cannot run this model: {error}; {why}") from why
-        oracle, opened = reference.NAME, reference.opened
+        other = _fused(reference.opened, exposed, subject)
+        return Sides(reference.NAME, steering, subject, names, loaded, other)
     except CannotRunError as error:
         raise CannotRunError(f"onnxruntime cannot run this model: {error}") from error
+    other = _fused(_session, fused, subject)
+    return Sides(NAME, steering, subject, names, loaded, other)
+
+
+def _fused(opened: Callable[[Any, str | None], Any], model: Any, subject: Subject) -> Any:
+    """The fused model in a runtime, or why it is not: our fault if the original runs."""
     try:
-        fused: Any = opened(exposed, subject.base)
+        check_survivable(subject.fused)
+        return opened(model, subject.base)
     except CannotRunError as error:
-        fused = error  # our fault if the original does more than load
-    return Sides(oracle, steering, subject, model, original, fused)
+        return error
 
 
 def _referred(subject: Subject, model: onnx.ModelProto) -> reference.Reference:

@@ -34,7 +34,7 @@ class Subject:
 
     ``bodies`` are the fused graphs below the main one; ``floats`` the rounded tensors of any graph.
     ``macs`` is the original's work. ``watched`` are the results of regions that memory allows to
-    look at.
+    look at. ``data`` are the bytes of both models, where these are at hand.
     """
 
     original: onnx.ModelProto
@@ -48,6 +48,7 @@ class Subject:
     floats: Container[str] = ()
     macs: int = 0
     watched: Sequence[str] = ()
+    data: tuple[bytes, bytes] | None = None
 
 
 def targets(subject: Subject, tolerance: Tolerance) -> tuple[list[str], list[str], list[str]]:
@@ -101,19 +102,40 @@ def _discontinuous(node: Node, read: Sequence[str], types: Mapping[str, int]) ->
     return node.op_type in DISCONTINUOUS
 
 
+def _missing(
+    model: onnx.ModelProto, names: Sequence[str], types: Mapping[str, int]
+) -> list[onnx.ValueInfoProto]:
+    """The outputs that a model lacks to show some tensors."""
+    present = {value.name for value in model.graph.output}
+    return [
+        helper.make_tensor_value_info(name, types[name], None)
+        for name in names
+        if name not in present
+    ]
+
+
 def _exposed(
     model: onnx.ModelProto, names: Sequence[str], types: Mapping[str, int]
 ) -> onnx.ModelProto:
     """The model with every one of some tensors among its outputs."""
-    present = {value.name for value in model.graph.output}
-    missing = [name for name in names if name not in present]
+    missing = _missing(model, names, types)
     if not missing:
         return model
     copy = _copied(model)
-    copy.graph.output.extend(
-        helper.make_tensor_value_info(name, types[name], None) for name in missing
-    )
+    copy.graph.output.extend(missing)
     return copy
+
+
+def _appended(
+    data: bytes, model: onnx.ModelProto, names: Sequence[str], types: Mapping[str, int]
+) -> bytes:
+    """The same, as bytes: what follows a message is merged into it, repeated fields at their end.
+
+    A copy and its serialisation take several times as long for a model with large weights.
+    """
+    more = onnx.ModelProto()
+    more.graph.output.extend(_missing(model, names, types))
+    return data + bytes(more.SerializeToString())
 
 
 def _copied(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -141,13 +163,25 @@ def models(
     return original, fused, steering
 
 
-def noisy(subject: Subject, model: onnx.ModelProto, draw: int) -> Disturbed:
-    """The original that `models` gave, with rounding-sized noise on each region's ends.
+def as_bytes(subject: Subject, names: Sequence[str]) -> tuple[bytes, bytes] | None:
+    """What `models` gives, as bytes, where nothing within the models has to change for that."""
+    if subject.data is None or subject.bodies:
+        return None
+    original, fused = subject.data
+    return (
+        _appended(original, subject.original, names, subject.types),
+        _appended(fused, subject.fused, names, subject.types),
+    )
 
-    The noise is another one for each ``draw``.
+
+def noisy(subject: Subject, names: Sequence[str], draw: int) -> Disturbed:
+    """The original of `models`, with rounding-sized noise on each region's ends.
+
     Those are its inputs and its output, which also varies by the region's error outright: where
-    its terms cancel, it is smaller than what rounding them makes of it.
+    its terms cancel, it is smaller than what rounding them makes of it. The noise is another one
+    for each ``draw``.
     """
+    model = models(subject, names)[0]
     levels: dict[str, float] = {}
     shifts: dict[str, float] = {}
     for root, (sources, measured, scale) in subject.regions.items():

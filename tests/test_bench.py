@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import bench
+import bench_big
 import bench_measure as m
 import bench_models
 import bench_planning
 import numpy as np
 import onnx
 import pytest
-from bench_measure import Ratio, Section, Target
+from bench_measure import Ran, Ratio, Section, Target
 from onnx import helper
 
 import onnxfuse
@@ -56,6 +58,98 @@ def test_the_graphs_to_plan_are_valid_and_fuse(shape: str) -> None:
         onnx.checker.check_model(model)
     assert abs(len(model.graph.node) - 1002) <= 6
     assert onnxfuse.plan(model).regions
+
+
+@pytest.mark.parametrize(("kind", "operator"), [("linear", "Gemm"), ("conv", "Conv")])
+def test_the_big_models_are_valid_and_every_layer_fuses(
+    tmp_path: Path, kind: str, operator: str
+) -> None:
+    place = tmp_path / "big.onnx"
+    layers = bench_big.make(place, kind, 50_000, channels=32)
+    assert layers > 1
+    onnx.checker.check_model(str(place))
+    assert (tmp_path / "weights.data").stat().st_size >= 50_000
+    fused, report = onnxfuse.fuse(str(place))
+    assert len(report.regions) == layers
+    assert [node.op_type for node in fused.graph.node] == [operator, "Relu"] * layers
+    assert len(onnxfuse.plan(str(place), only=["layer0/*"]).regions) == 1
+
+
+def test_a_copy_runs_just_before_each_timed_run_and_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, away = tmp_path / "in", tmp_path / "out"
+    home.mkdir()
+    model = home / "big.onnx"
+    model.touch()
+    seen = []
+
+    def timed(command: list[str]) -> Ran:
+        seen.append(command[0])
+        assert sorted(home.iterdir()) == [model]
+        assert not list(away.iterdir())
+        for folder in (home, away):  # as `cp` and onnxfuse do
+            (folder / "left.over").touch()
+        return Ran(float(len(seen)), 0.0)
+
+    monkeypatch.setattr(bench_big, "timed", timed)
+    found = [bench_big.Row(name, "verified", [name]) for name in "ab"]
+    bench_big.measure(found, model, away, 2)
+    assert seen == ["cp", "cp", "a", "cp", "b", "cp", "b", "cp", "a"]
+    assert [row.copies for row in found] == [[2.0, 8.0], [4.0, 6.0]]
+    assert [[one.wall for one in row.ran] for row in found] == [[3.0, 9.0], [5.0, 7.0]]
+
+
+def _rows(fused: str, seconds: list[float], mebibytes: int, failed: str = "") -> bench_big.Row:
+    ran = [Ran(one, 1.0, failed, mebibytes << 20) for one in seconds]
+    return bench_big.Row(fused, "verified", [], [1.0, 2.0, 6.0], ran)
+
+
+def test_the_time_of_a_big_model_is_over_that_of_the_copy_before_it() -> None:
+    row = _rows(bench_big.ONE, [1.5, 4.0, 6.0], 100)
+    assert row.ratio().values == (1.5, 2.0, 1.0)
+    assert row.cells()[2:] == ("2.00 s", "4.00 s (1.00)", "1.50× [1.00, 2.00]", "100 MiB")
+
+
+@pytest.mark.parametrize(
+    ("fused", "seconds", "mebibytes", "failed", "time", "memory"),
+    [
+        (bench_big.ONE, [1.4, 2.8, 9.6], 250, "", "met, not surely", "met"),
+        (bench_big.ONE, [1.6, 3.2, 9.6], 251, "", "**missed**", "**missed**"),
+        (bench_big.EVERY, [2.9, 5.8, 17.4], 600, "", "met", "met"),
+        (bench_big.EVERY, [3.1, 5.0, 19.0], 601, "", "**missed**, not surely", "**missed**"),
+        (bench_big.EVERY, [1.0, 2.0, 6.0], 1, "exit 3: no", "**missed**", "**missed**"),
+        (bench_big.EVERY, [1.0, 2.0, 6.0], 0, "", "met", "not measured"),  # no /proc
+    ],
+)
+def test_the_targets_of_a_big_model(
+    fused: str, seconds: list[float], mebibytes: int, failed: str, time: str, memory: str
+) -> None:
+    found = bench_big.targets([_rows(fused, seconds, mebibytes, failed)])
+    assert len(found) == 6
+    verdicts = [one.verdict for one in found if f"{fused} fused" in one.what]
+    assert verdicts == ["not measured", time, memory]
+    others = [one.verdict for one in found if f"{fused} fused" not in one.what]
+    assert others == ["not measured"] * 3
+
+
+def test_the_memory_of_a_big_model_is_the_peak_of_all_runs() -> None:
+    rows = [_rows(bench_big.ONE, [1.0, 2.0, 6.0], size) for size in (100, 200)]
+    rows[0].verified = "--no-verify"
+    *_, memory = bench_big.targets(rows)[:3]
+    assert memory.measured == "200 MiB"
+
+
+def test_a_big_model_that_finds_no_room_is_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = bench_big.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(bench_big.shutil, "disk_usage", lambda _: usage._replace(free=1 << 30))
+    section = bench_big.section(tmp_path, quick=True)
+    assert section.tables == []
+    assert "10 GiB of free disk are needed" in section.notes[0]
+    assert {one.verdict for one in section.targets} == {"not measured"}
+    assert list(tmp_path.iterdir()) == []
 
 
 def _conv(kernel: tuple[int, ...], **attributes: object) -> onnx.ModelProto:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import bench_big
 import bench_cost
 import bench_latency
 import bench_planning
@@ -39,15 +40,10 @@ PARTS = {
     "startup": "start-up",
     "planning": "how planning grows",
     "large": "a large graph",
+    "big": "a model of 3 GiB with external data",
     "cost": "the plan's estimate",
 }
 PACKAGES = ("onnxfuse", "numpy", "onnx", "onnxruntime", "openvino", "onnxsim", "onnxslim", "torch")
-ELSEWHERE = (
-    Target("3 GiB model with external data, one region fused: time; anonymous memory",
-           "≤ 1.5× copying; ≤ 250 MiB", "not by this command", None),
-    Target("the same with every Conv and Gemm region fused",
-           "≤ 3× copying; ≤ 600 MiB", "not by this command", None),
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,6 +60,8 @@ def measured(part: str, chosen: argparse.Namespace, work: Path) -> list[Section]
         return [bench_startup.measured(15 if chosen.quick else 40)]
     if part == "planning":
         return [bench_planning.measured(1)]
+    if part == "big":
+        return [bench_big.section(work, chosen.quick)]
     if part == "cost":
         return [bench_cost.section(9 if chosen.quick else 25)]
     wide = exported(chosen.cache)
@@ -100,7 +98,7 @@ def page(parts: dict[str, Part]) -> str:
     missing = (Target(PARTS[part], "", "", None) for part in PARTS if part not in parts)
     rows = [
         (target.what, target.aim, target.measured, target.verdict)
-        for target in (*targets, *missing, *ELSEWHERE)
+        for target in (*targets, *missing)
     ]
     words = (
         "Written by `python tools/bench.py --write docs/performance.md`, not by hand; below each "

@@ -137,11 +137,15 @@ def geometric(ratios: Sequence[Ratio]) -> tuple[float, float, float]:
 
 @dataclass
 class Ran:
-    """A program that was run: seconds by the clock and of the processor; why it failed, if so."""
+    """A program that was run: seconds by the clock and of the processor; why it failed, if so.
+
+    ``memory`` is the peak of its anonymous memory in bytes, where that was sampled.
+    """
 
     wall: float
     processor: float
     failed: str = ""
+    memory: int = 0
 
 
 def run(command: Sequence[str], limit: float, cwd: Path | None = None) -> Ran:

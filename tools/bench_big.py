@@ -37,6 +37,9 @@ SIZES = {"linear": 3 * GIB, "conv": GIB}
 ONE, EVERY = "one region", "every region"
 AIMS = {ONE: (1.5, 250), EVERY: (3.0, 600)}
 """What is fused: times as long as copying the files, and MiB of anonymous memory, at most."""
+REST = 3.0
+"""Seconds before each run. What was freed just now is often taken again in less time, as a virtual
+machine gives memory back meanwhile: `cp`, which writes at once, would have it, onnxfuse not."""
 VERIFIED = {"--no-verify": ("--no-verify",), "verified": ()}
 TITLES = ("fused", "whole model", "`cp`", "onnxfuse", "ratio", "anonymous memory")
 
@@ -197,6 +200,7 @@ def measure(found: list[Row], model: Path, away: Path, rounds: int) -> None:
 
     def run(command: list[str]) -> Ran:
         away.mkdir()
+        time.sleep(REST)
         done = timed(command)
         shutil.rmtree(away)
         for path in set(model.parent.iterdir()) - set(given):
@@ -240,7 +244,8 @@ def section(work: Path, quick: bool) -> Section:
         f"{CHANNELS['conv']:,} channels, {rounds['conv']} round(s), which has no target. Whole "
         "processes by the clock, processor seconds in brackets. `cp` of the model's files ran "
         "just before each of them: the ratio is the median of those of such neighbours, and beside "
-        "it stand the least and the largest. Memory is the peak of RssAnon over the rounds.",
+        f"it stand the least and the largest. Before each run the machine rests for {REST:g} s, as "
+        "memory that was freed just now is cheaper. Memory is the peak of RssAnon over the rounds.",
     )
     held: dict[str, list[Row]] = {}
     for kind, size in SIZES.items():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import bench
 import bench_big
+import bench_latency
 import bench_measure as m
 import bench_models
 import bench_planning
@@ -27,6 +28,22 @@ def test_runs_are_taken_in_turn_and_each_is_first_as_often() -> None:
     assert seen[:6] == ["a", "a", "b", "b", "c", "c"]  # one to warm up, one to measure its length
     assert seen[6:] == ["a", "b", "c", "b", "c", "a", "c", "a", "b"]
     assert {name: len(values) for name, values in samples.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_a_sample_is_the_least_of_the_copies_in_a_round() -> None:
+    took = {"a": [3.0, 1.0, 2.0], "b": [4.0, 6.0, 5.0]}  # seconds of a call of each copy
+    now, seen = [0.0], []
+
+    def call(name: str, n: int) -> None:
+        seen.append((name, n))
+        now[0] += took[name][n]
+
+    copies = {name: [lambda n=n, name=name: call(name, n) for n in range(3)] for name in took}
+    samples = m.least_in_turn(copies, 2, lambda: now[0])
+    assert samples == {"a": [1.0, 1.0], "b": [4.0, 4.0]}
+    once = [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+    assert seen[12:18] == once  # after two calls of each to warm up and to measure its length
+    assert sorted(seen[18:]) == sorted(once)
 
 
 def test_a_ratio_is_that_of_neighbours() -> None:
@@ -179,6 +196,75 @@ def test_operators_are_the_same_only_in_every_respect(other: onnx.ModelProto, sa
     found = bench_models.difference(mine, bench_models.operators(other))
     assert says in found
     assert bool(says) == bool(found)
+
+
+def _fused(**attributes: object) -> onnx.ModelProto:
+    model = _conv((8, 8, 3, 3), pads=[1, 1, 1, 1], **attributes)
+    model.graph.node[0].op_type, model.graph.node[0].domain = "FusedConv", "com.microsoft"
+    return model
+
+
+def test_operators_of_onnxruntime_are_told_apart() -> None:
+    relu = bench_models.operators(_fused(activation="Relu"))
+    assert list(relu) == ["com.microsoft FusedConv 8×8×3×3 pads 1,1,1,1 activation Relu"]
+    clip = [
+        bench_models.operators(_fused(activation="Clip", activation_params=[0.0, high]))
+        for high in (6.0, 1.0)
+    ]
+    assert clip[0] != clip[1]
+    assert relu not in clip
+    assert relu != bench_models.operators(_fused())
+    model = _fused(activation="Relu")
+    model.graph.node[0].input.extend(["", "x"])
+    assert relu != bench_models.operators(model)
+    model = _fused(activation="Relu")
+    model.graph.node[0].domain = "com.microsoft.nchwc"
+    assert relu != bench_models.operators(model)
+
+
+def test_what_is_run_may_be_the_same_where_the_files_are_not(tmp_path: Path) -> None:
+    plain, fused, bare = (tmp_path / f"{name}.onnx" for name in ("plain", "fused", "bare"))
+    model = _conv((8, 8, 3, 3), pads=[1, 1, 1, 1])
+    model.ir_version = 8
+    model.opset_import[0].version = 17
+    onnx.save(model, bare)
+    model.graph.node[0].output[0] = "t"
+    model.graph.node.append(helper.make_node("Relu", ["t"], ["y"]))
+    onnx.save(model, plain)
+    assert not bench_models.rewritten("onnxruntime", plain, fused, 60).failed
+    mine, theirs = (bench_models.operators(onnx.load(path)) for path in (plain, fused))
+    assert mine != theirs
+    assert bench_models.ran(plain, 1) == bench_models.ran(fused, 1)
+    assert bench_models.ran(plain, 1) != bench_models.ran(bare, 1)
+
+
+def _beside(name: str, ratio: float, runs: str) -> bench_latency.System:
+    one = bench_latency.System(name, {})
+    for threads in bench_latency.THREADS:
+        one.peers[threads] = Ratio(name, (ratio,) * 5, "onnxsim")
+        one.runs[threads] = runs
+    return one
+
+
+def test_a_slower_output_counts_only_where_other_operators_run() -> None:
+    noise = _beside("noise", 1.02, "")
+    faster = _beside("faster", 0.3, "−1 Add")
+    slower = _beside("slower", 1.01, "+1 Conv")
+    section = bench_latency.peers_section([noise, faster])
+    targets = [one for one in section.targets if "none above 1" in one.what]
+    assert [one.verdict for one in targets] == ["met", "met"]
+    assert targets[0].measured == "0 of 1, 1 run the same; largest 0.300 (faster)"
+    ((_, rows),) = section.tables
+    assert rows[0][2] == "1.020 [1.02, 1.02] (onnxsim, runs the same)"
+    assert rows[1][2] == "0.300 [0.30, 0.30] (onnxsim)"
+    section = bench_latency.peers_section([noise, faster, slower])
+    targets = [one for one in section.targets if "none above 1" in one.what]
+    assert [one.verdict for one in targets] == ["**missed**", "**missed**"]
+    assert targets[0].measured == "1 of 2, 1 run the same; largest 1.010 (slower)"
+    assert "+1 Conv" in section.notes[0]
+    section = bench_latency.peers_section([noise])
+    targets = [one for one in section.targets if "none above 1" in one.what]
+    assert targets[0].measured == "0 of 0, 1 run the same"
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def measured(part: str, chosen: argparse.Namespace, work: Path) -> list[Section]
         return [bench_process.section(files)]
     systems = bench_latency.systems(wide, work, chosen.only)
     for one in systems:
-        bench_latency.measure(one, 7 if chosen.quick else 21)
+        bench_latency.measure(one, 5 if chosen.quick else 7)
         print(f"{one.name}: measured", file=sys.stderr, flush=True)
     return [bench_latency.deploy_section(systems), bench_latency.peers_section(systems)]
 
@@ -105,8 +105,9 @@ def page(parts: dict[str, Part]) -> str:
         f"title stands when that was measured.\n\n{machine()}\n\n"
         "What is compared ran in turn, so that other work on the machine met all alike; figures "
         "are medians of ratios of neighbouring samples, with 95 % intervals from a bootstrap. A "
-        "sample of a latency is the least of the runs in some milliseconds, at one thread in time "
-        "of the processor, else by the clock, which other work disturbs."
+        f"sample of a latency is the least of the runs of {bench_latency.SESSIONS} sessions in "
+        "some milliseconds, at one thread in time of the processor, else by the clock, which other "
+        "work disturbs."
     )
     texts = ["# Performance", words, "## Targets", _table(("what", "aim", "measured", ""), rows)]
     for part in parts.values():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from bench_measure import Ran, run
+from bench_measure import Ran, run, session
 from onnx import helper
 
 TOOLS = Path(__file__).resolve().parent
@@ -87,8 +88,19 @@ def apart(value: np.ndarray, truth: np.ndarray) -> float:
     return off if np.isfinite(off) else float("inf")
 
 
+def ran(path: Path, threads: int) -> Counter[str]:
+    """The operators of the graph that onnxruntime runs of a file, all its optimisations on."""
+    with tempfile.TemporaryDirectory() as folder:
+        saved = Path(folder) / "ran.onnx"
+        session(path, threads, saved)
+        return operators(onnx.load(saved))
+
+
 def operators(model: onnx.ModelProto) -> Counter[str]:
-    """The nodes of a model in words, by operator, kernel, stride, dilation, pads and groups."""
+    """The nodes of a model in words: operator, kernel, stride, dilation, pads and groups.
+
+    Of onnxruntime's own operators also their domain, and what is fused into them.
+    """
     stored = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     found: Counter[str] = Counter()
     for node in model.graph.node:
@@ -96,15 +108,21 @@ def operators(model: onnx.ModelProto) -> Counter[str]:
         if node.op_type == "Constant":
             stored[node.output[0]] = tuple(given["value"].dims) if "value" in given else ()
             continue
-        words = [node.op_type]
-        if node.op_type in ("Conv", "Gemm", "MatMul") and len(node.input) > 1:
+        words = [node.domain, node.op_type]
+        kind = node.op_type.removeprefix("Fused")
+        if kind in ("Conv", "Gemm", "MatMul") and len(node.input) > 1:
             words.append("×".join(map(str, stored.get(node.input[1], ()))))
+        if kind == "Conv" and len(node.input) > 3:
+            words.append("plus a tensor")
         for name, usual in (("strides", 1), ("dilations", 1), ("pads", 0)):
             held = list(given.get(name, ()))
             if held and held != [usual] * len(held):
                 words.append(f"{name} {','.join(map(str, held))}")
         if given.get("group", 1) != 1:
             words.append(f"groups {given['group']}")
+        for name in sorted(key for key in given if key.startswith("activation")):
+            held = given[name]
+            words.append(f"{name} {held.decode() if isinstance(held, bytes) else held}")
         found[" ".join(word for word in words if word)] += 1
     return found
 

@@ -33,8 +33,10 @@ def holds(path: Path, text: bytes) -> bool:
     try:
         if not path.is_file():
             return False
-        with path.open("rb") as stream:
-            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as held:
-                return held.find(text) >= 0
+        with (
+            path.open("rb") as stream,
+            mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as held,
+        ):
+            return held.find(text) >= 0
     except (OSError, ValueError):  # nothing is mapped of an empty file
         return False

@@ -18,7 +18,7 @@ from onnxfuse.algebra.joining import Concat
 from onnxfuse.algebra.laws import Sum
 from onnxfuse.algebra.layouts import Permute
 from onnxfuse.planning.cost import Cost
-from onnxfuse.planning.problem import Problem
+from onnxfuse.planning.problem import Problem, Step
 from onnxfuse.planning.region import Region, blocked, conv_geometry, expand, freed_counts
 from onnxfuse.planning.state import NOTHING, Key, Move, State
 from onnxfuse.refusal import Code, Refusal
@@ -125,7 +125,7 @@ def _moves(state: State, region: Region) -> Iterator[Move]:
         before, behind = operands - state.cuts, operands & state.cuts
         if name in state.stuck and before:
             yield Move(add=before, drop=frozenset({name}), release=release)
-        if opened := _meeting(state, sorted(behind - state.forbidden), region):
+        if opened := _meeting(state, sorted(behind - state.forbidden), region, steps[name]):
             yield Move(drop=frozenset({name, *opened}), release=release)
     if len(closed) > 1:  # the terms of a sum pay only when all of them are open
         yield Move(drop=frozenset(closed), release=release)
@@ -144,17 +144,17 @@ def _worth_opening(state: State, region: Region) -> list[str]:
     """The cuts that a region reads and might be better read through."""
     steps = state.problem.steps
     closed = [n for n in region.sources if n in state.cuts and n in steps]
-    return _meeting(state, [n for n in closed if n not in state.forbidden], region)
+    return _meeting(state, [n for n in closed if n not in state.forbidden], region, region.root)
 
 
-def _meeting(state: State, closed: list[str], region: Region) -> list[str]:
+def _meeting(state: State, closed: list[str], region: Region, reader: Step) -> list[str]:
     """Of some cuts, those that may merge with something where a region is read through them.
 
-    Of more than `MAX_ORIGINS`, and where they are only joined, those that have one reader, or that
-    are made of what another of them or of the region's sources is or is made of: nothing else could
-    meet in it.
+    Of more than `MAX_ORIGINS`, and where their ``reader`` only joins them, those that have one
+    reader, or that are made of what another of them or of the region's sources is or is made of:
+    nothing else could meet in it.
     """
-    if len(closed) <= MAX_ORIGINS and not isinstance(region.root.law, Concat):
+    if len(closed) <= MAX_ORIGINS and not isinstance(reader.law, Concat):
         return closed
     made_of = {name: state.origins[name] for name in closed}
     met = Counter(origin for origins in made_of.values() for origin in origins)

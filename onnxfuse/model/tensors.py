@@ -167,7 +167,7 @@ def check_external(tensor: TensorProto, file: str, size: int) -> None:
 
 def make(name: str, array: Any, data_type: int) -> TensorProto:
     """A TensorProto of the given type with raw data."""
-    converted = np.ascontiguousarray(np.asarray(array).astype(dtype_of(data_type)))
+    converted = np.ascontiguousarray(np.asarray(array).astype(dtype_of(data_type), copy=False))
     tensor: onnx.TensorProto = numpy_helper.from_array(converted, name)
     return tensor
 

@@ -152,6 +152,30 @@ def test_many_parts_of_one_tensor_still_meet() -> None:
     assert ops(fused) == ["Conv", "Relu"]
 
 
+def test_a_join_that_several_joins_read_is_written_in_each() -> None:
+    """A join in a join is one, and costs a copy less, though nothing meets in it."""
+    text = """(float[1,4,5,5] x) => (float[] y, float[] z) { a = Relu(x) b = Sigmoid(x) c = Tanh(x)
+        j = Concat<axis = 1>(a, b) y = Concat<axis = 1>(j, c) z = Concat<axis = 1>(c, j) }"""
+    fused, _ = fuse(model(text))
+    assert ops(fused) == ["Relu", "Sigmoid", "Tanh", "Concat", "Concat"]
+    assert [len(node.input) for node in fused.graph.node[3:]] == [3, 3]
+
+
+def test_a_part_of_a_join_meets_what_is_joined_beside_it() -> None:
+    """`t` has another reader and is made of `x`, which is joined too, and half of it read."""
+    text = """(float[1,4,12,12] x) => (float[] y, float[] z) { a = Conv(x, e) r = Relu(a)
+        t = Conv(x, v) j = Concat<axis = 1>(x, r, x, t, x) s, u = Split<axis = 1>(j, tens)
+        c = Conv(s, p, b) y = Conv(c, g) m = Mul(t, k) z = Conv(m, w) }"""
+    built = model(
+        text, e=(4, 4, 1, 1), v=(4, 4, 1, 1), tens=np.array([10, 10]), p=(2, 10, 1, 1), b=(2,),
+        g=(4, 2, 1, 1), k=(1, 4, 1, 1), w=(4, 4, 1, 1),
+    )  # fmt: skip
+    fused, _ = fuse(built)
+    assert "Mul" not in ops(fused)
+    (last,) = (node for node in fused.graph.node if "z" in node.output)
+    assert last.input[0] == "x"
+
+
 def test_what_no_law_gives_a_form_is_not_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:
     """A long chain of tensors without a known rank was walked anew from each of them."""
     from onnxfuse.planning import forward

@@ -151,18 +151,22 @@ def _meeting(state: State, closed: list[str], region: Region, reader: Step) -> l
     """Of some cuts, those that may merge with something where a region is read through them.
 
     Of more than `MAX_ORIGINS`, and where their ``reader`` only joins them, those that have one
-    reader, or that are made of what another of them or of the region's sources is or is made of:
-    nothing else could meet in it.
+    reader, or that are made of what another of them, or of the tensors read beside them, is or is
+    made of: nothing else could meet in it. But a few joins may always be joined in one.
     """
-    if len(closed) <= MAX_ORIGINS and not isinstance(reader.law, Concat):
+    few = len(closed) <= MAX_ORIGINS
+    if few and not isinstance(reader.law, Concat):
         return closed
     made_of = {name: state.origins[name] for name in closed}
     met = Counter(origin for origins in made_of.values() for origin in origins)
-    met.update(region.sources)
+    met.update({*region.sources, *reader.lifted.operands})
+    steps = state.problem.steps
     return [
         name
         for name, origins in made_of.items()
-        if state.needs.get(name) == 1 or any(met[origin] > 1 for origin in origins)
+        if state.needs.get(name) == 1
+        or any(met[origin] > 1 for origin in origins)
+        or (few and isinstance(steps[name].law, Concat))
     ]
 
 

@@ -7,7 +7,7 @@ stand as a main graph: then `Outside` says what is around it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -73,7 +73,8 @@ class Graph:
         self.outside = outside
         self.skeleton: Any = None  # made once, by `onnxfuse.model.shapes`
         proto = model.graph
-        _check_names(proto)
+        self._used = frozenset(all_names(proto))
+        _check_names(proto, self._used)
         self.nodes = [_node(index, node) for index, node in enumerate(proto.node)]
         self.inputs = [value.name for value in proto.input]
         self.outputs = [value.name for value in proto.output]
@@ -171,15 +172,15 @@ class Graph:
 
     def names(self) -> set[str]:
         """Every tensor and node name in use in any scope."""
-        used = set(all_names(self.model.graph))
+        used = set(self._used)
         used.update(self.outside.names if self.outside is not None else ())
         used.update(value.name for value in self.model.graph.value_info)
         return used
 
 
-def _check_names(graph: onnx.GraphProto) -> None:
+def _check_names(graph: onnx.GraphProto, used: Iterable[str]) -> None:
     """Refuse names that are not text; protobuf hands those out as bytes."""
-    found = [name for name in all_names(graph) if not isinstance(name, str)]
+    found = [name for name in used if not isinstance(name, str)]
     found += [node.op_type for node in graph.node if not isinstance(node.op_type, str)]
     found += [node.domain for node in graph.node if not isinstance(node.domain, str)]
     if found:

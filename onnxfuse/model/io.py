@@ -301,6 +301,8 @@ def data_files(model: onnx.ModelProto, base: Path | None, own: str = "") -> dict
 def check_data(model: onnx.ModelProto, base: Path | None) -> None:
     """Refuse a model whose data files do not hold what its tensors say; nothing is read."""
     places = data_files(model, base)
+    if not places:
+        return
     sizes = {location: place.stat().st_size for location, place in places.items()}
     for tensor in walk.stored(model):
         if tensor.data_location == TensorProto.EXTERNAL:

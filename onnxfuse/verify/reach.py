@@ -87,10 +87,13 @@ class Reach:
         return max(self.before + self.after + 2 * self.jump - 1, 1)
 
 
-def reach(steps: Sequence[Step], root: str, axis: int, windows: Sequence[Axis]) -> Reach | None:
-    """The reach of the tensor ``root`` of some steps, and of the ``windows`` that replace them.
+def reach(
+    steps: Sequence[Step], root: str, axis: int, windows: Sequence[tuple[str, Axis]]
+) -> Reach | None:
+    """The reach of the tensor ``root`` of some steps, and of the windows that replace them.
 
-    ``None`` where a step moves positions in a way that is not told by a window.
+    Each of the ``windows`` comes with the tensor that it reads. ``None`` where a step moves
+    positions in a way that is not told by a window.
     """
     known: dict[str, Reach] = {}
     for step in sorted(steps, key=lambda step: step.position):
@@ -104,10 +107,10 @@ def reach(steps: Sequence[Step], root: str, axis: int, windows: Sequence[Axis]) 
         for name in step.lifted.node.outputs:
             known[name] = after
     found = known.get(root, Reach())
-    for window in windows:
+    for name, window in windows:
         if window.moves or window.up > 1:
             return None
-        found = found.joined(Reach().behind(window))
+        found = found.joined(known.get(name, Reach()).behind(window))
     return found
 
 
@@ -119,14 +122,14 @@ def _after(law: Law, axis: int, before: Reach) -> Reach | None:
             return None
         window = law.kernel.geometry.axes[axis]
         return None if window.moves or window.up > 1 else before.behind(window)
-    if isinstance(law, Pad) and axis + 2 < len(law.begins):
-        begin, end = law.begins[axis + 2], law.ends[axis + 2]
-        return before.behind(Axis.window(1, begin=begin, end=end))
+    if isinstance(law, Pad):  # whichever of its axes this is: the layout may be another
+        found = before
+        for begin, end in zip(law.begins, law.ends, strict=True):
+            found = found.joined(before.behind(Axis.window(1, begin=begin, end=end)))
+        return found
     if isinstance(law, Fill):
-        return before.framed(law.width if law.axis == axis + 2 else 0)
+        return before.framed(law.width)
     if isinstance(law, Frame):
         begin, end = (0 if strip is None else strip.width for strip in (law.begin, law.end))
-        if law.axis != axis + 2:
-            begin = end = 0
-        return before.behind(Axis.window(1, begin=begin, end=end))
+        return before.joined(before.behind(Axis.window(1, begin=begin, end=end)))
     return None

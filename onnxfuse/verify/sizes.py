@@ -117,11 +117,12 @@ def _least(replacement: Replacement, axis: int) -> int:
     region = replacement.region
     assert region.cover is not None
     form = region.cover.form
-    windows = [term.kernel.geometry.axes[axis] for term in form.terms]
     if form.outer is None and not replacement.maps:
-        found = reach(region.interior, region.root.tensor, axis, windows)
+        read = [(term.source.name, term.kernel.geometry.axes[axis]) for term in form.terms]
+        found = reach(region.interior, region.root.tensor, axis, read)
         if found is not None:
             return found.least
+    windows = [term.kernel.geometry.axes[axis] for term in form.terms]
     if form.outer is not None:
         windows = [compose_axis(form.outer.axes[axis], window) for window in windows]
     return max(

@@ -17,7 +17,7 @@ A 1×1 averaged over 7×7 costs 49 times as much, and nothing in a sum with a de
 MAX_CHOICES = 8
 """Of more operands than this none is left out alone where they cannot all be passed through."""
 MAX_PASSED = 1 << 17
-"""What so many steps came to is remembered: enough for some 50,000 nodes, at half a KiB each."""
+"""What so many steps came to is remembered: enough for some 50,000 nodes."""
 
 
 class Forward:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
+import numpy as np
 import onnx
 
 from onnxfuse import describe
@@ -18,10 +19,11 @@ from onnxfuse.evaluate.parts import recycle
 from onnxfuse.layout import Relaid
 from onnxfuse.model import freeze, io, tensors
 from onnxfuse.model.freeze import Changes
+from onnxfuse.model.held import Serialised
 from onnxfuse.model.rooted import rooted
 from onnxfuse.model.saving import Output, located
 from onnxfuse.model.shapes import Shape
-from onnxfuse.model.store import Memory, Nowhere, Store
+from onnxfuse.model.store import Held, Memory, Nowhere, Store
 from onnxfuse.options import Options
 from onnxfuse.records import Kept, RegionError, RegionReport, Report, Verification
 from onnxfuse.refusal import Code
@@ -30,17 +32,23 @@ from onnxfuse.scopes import Work, counted, work
 from onnxfuse.version import __version__
 from onnxfuse.watch import Watch
 
+_quietly = np.errstate(all="ignore")
+"""What damaged weights make of arithmetic is judged where it counts; NumPy need not say it too."""
 WATCHED = 2**24
 """Elements of regions' results that are held in memory, some times over, to be compared."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A fused model and its report; ``data`` is what a file of it holds."""
+    """A fused model and its report; ``data`` is what a file of it holds.
+
+    Large weights of the model are held beside it (see `onnxfuse.model.held`), by what ``holds``.
+    """
 
     model: onnx.ModelProto
     report: Report
-    data: bytes
+    data: Serialised
+    holds: Any
 
 
 def read(model: Any) -> io.Loaded:
@@ -51,7 +59,7 @@ def read(model: Any) -> io.Loaded:
         return io.load(model)
     if isinstance(model, onnx.ModelProto):
         data = model.SerializeToString()
-        return io.Loaded(io.parse(data, "the given model"), data, None)
+        return io.parse(data, "the given model")
     raise InputError(
         f"a {type(model).__name__} is not a model; pass a path, an onnx.ModelProto or a gs.Graph"
     )
@@ -73,6 +81,7 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
+@_quietly
 @_uncollected()
 def plan_model(model: Any, options: Options) -> Report:
     """What would be done to a model and why not, reading no kernel."""
@@ -102,6 +111,7 @@ def count_model(model: Any, options: Options, watch: Watch) -> Report:
     return Report(__version__, True, (), (), found, found, None, shapes.assumed)
 
 
+@_quietly
 def explain_model(
     model: Any, options: Options, watch: Watch
 ) -> tuple[Report, Callable[[], list[Kept]]]:
@@ -112,17 +122,23 @@ def explain_model(
     """
     watch.enter("read")
     given = read(model)
-    held: Store = Nowhere() if any(located(given.model)) else Memory()
+    held: Store = Nowhere() if any(located(given.model)) else Held()
     loaded, done, changes = _worked(given, options, watch, dry=False, store=held)
     records = [record for found in _records(done, options, watch) for record in found]
     report = replace(_reported(loaded, done, records, None, changes, held), planned=True)
-    return report, lambda: [
-        replace(kept, scope=rounds.where)
-        for rounds in done.all
-        for kept in describe.others(rounds.problem, report.of(rounds.where))
-    ]
+
+    @_quietly
+    def others() -> list[Kept]:
+        return [
+            replace(kept, scope=rounds.where)
+            for rounds in done.all
+            for kept in describe.others(rounds.problem, report.of(rounds.where))
+        ]
+
+    return report, others
 
 
+@_quietly
 def fuse_model(model: Any, options: Options, watch: Watch, output: Output | None = None) -> Result:
     """Fuse a model and prove the result; raises `ProofError` where that fails.
 
@@ -132,35 +148,35 @@ def fuse_model(model: Any, options: Options, watch: Watch, output: Output | None
         from onnxfuse.verify.repro import check_place
 
         check_place(options.save_repro)
-    store = None if output is None else output.store
+    store: Store = Held() if output is None else output.store
     loaded, done, changes = _worked(model, options, watch, dry=False, store=store)
     with _saving(done, options):
         proved = _records(done, options, watch)
     records = [record for found in proved for record in found]
     watch.enter("write")
-    data = loaded.data
+    data = Serialised((loaded.data,))
     if output is not None and (records or changes.any or output.asked):
         model, data = output.settled(done.model)
         done = replace(done, model=model)
     elif records or changes.any:
-        data = io.serialised(done.model) or b""
+        data = io.serialised(done.model) or Serialised(())
     verification = Verification("skipped", notes=("nothing was fused",))
     if records:
         verification = Verification("skipped", notes=("--no-verify was given",))
     if records and options.verify:
         watch.enter("run")
         with _saving(done, options):
-            both = (loaded.data, data) if data and not changes.any else None
+            both = (loaded.data, data) if data.size and not changes.any else None
             verification = _verify_whole(loaded, done, proved, options, watch, output, both)
         if verification.runs:
             notes = (*changes.judged, *verification.notes)
             verification = replace(verification, notes=notes)
     watch.enter("report")
     held = Memory() if output is None else output.data
-    report = _reported(loaded, done, records, verification, changes, held, len(data))
+    report = _reported(loaded, done, records, verification, changes, held, data.size)
     if output is not None:
         report = replace(report, notes=(*report.notes, *output.notes))
-    return Result(done.model, report, data)
+    return Result(done.model, report, data, done.holds)
 
 
 def _worked(
@@ -305,7 +321,7 @@ def _verify_whole(
     options: Options,
     watch: Watch,
     output: Output | None,
-    data: tuple[bytes, bytes] | None,
+    data: tuple[bytes, Serialised] | None,
 ) -> Verification:
     from onnxfuse.verify.nested import Body, fractions
     from onnxfuse.verify.subject import Subject

@@ -60,6 +60,7 @@ def fuse(
     be proved.
     """
     from onnxfuse import fusing
+    from onnxfuse.model import held
 
     source, back = _accepted(model)
     options = _options(
@@ -79,7 +80,7 @@ def fuse(
         save_repro=None if save_repro is None else fspath(save_repro),
     )
     result = fusing.fuse_model(source, options, Watch())
-    return back(result.model), result.report
+    return back(held.inlined(result.model)), result.report
 
 
 def fuse_files(

@@ -46,7 +46,7 @@ class Work:
     """All rounds on a model: the index and totals it had, and the result with its index.
 
     ``inner`` are the rounds on bodies by their place (see `Scope.key`); ``closed`` says why others
-    could not be looked into.
+    could not be looked into. ``holds`` are the owners of the weights that stand beside the model.
     """
 
     main: Rounds
@@ -56,6 +56,7 @@ class Work:
     before: Counts
     index: Index
     bodies: Sequence[tuple[Index, int]]
+    holds: tuple[io.Loaded, Store]
 
     def count(self, size: int) -> Counts:
         """The totals of the result, whose file has ``size`` bytes."""
@@ -102,7 +103,8 @@ def work(
     before = count(given_index, size_of(loaded), below.counted(loaded.model, below.first))
     counted = below.counted(model, below.last)
     closed = list(below.closed.values())
-    done = Work(main, below.found, closed, model, before, index, counted)
+    holds = loaded, every.store
+    done = Work(main, below.found, closed, model, before, index, counted, holds)
     return replace(done, model=marked(model, done.passes))
 
 

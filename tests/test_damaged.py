@@ -299,6 +299,7 @@ def test_what_may_be_left_out_is() -> None:
         ("a = ScatterND(x, deep, ones)", "its indices do not fit its input"),
         ("a = ScatterND(x, rows, ones)", "its updates do not fit its indices"),
         ("a = ScatterND(x, rows, short)", "its updates do not fit its indices"),
+        ("a = ScatterND(x, halves, ones)", "its indices are no integers"),
         ("a = ScatterElements(x, one, ones)", "its indices do not fit its input"),
     ],
 )
@@ -306,6 +307,7 @@ def test_sizes_that_do_not_fit_are_malformed(line: str, words: str) -> None:
     stored = {
         "one": np.array(0), "deep": np.zeros((1, 5), np.int64), "ones": np.ones(3, np.float32),
         "rows": np.array([[0]]), "short": np.zeros((1, 4, 8, 7), np.float32),
+        "halves": np.full((1, 1), 0.5, np.float32),
     }  # fmt: skip
     built = model(
         f"(float[1,4,8,8] x, float[1,0,8,8] e) => (float[] a) {{ {line} }}",
@@ -314,6 +316,17 @@ def test_sizes_that_do_not_fit_are_malformed(line: str, words: str) -> None:
     (refusal,) = onnxfuse.plan(built).refusals
     assert refusal.code == "malformed"
     assert refusal.text == words
+
+
+def test_numbers_out_of_range_are_judged_in_silence() -> None:
+    """NumPy would say on stderr what the tests' settings make an error."""
+    built = model(
+        """(double[1,4,8,8] x) => (double[] y) {
+            d = Conv(x, w) y = BatchNormalization(d, s, s, s, s) }""",
+        w=np.full((4, 4, 1, 1), 1e200), s=np.ones(4),
+    )  # fmt: skip
+    _, report = onnxfuse.fuse(built)
+    assert report.changed
 
 
 def test_two_versions_of_the_operators_are_no_model(

@@ -20,7 +20,7 @@ W = {"w": np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)}
 
 def loaded(of: onnx.ModelProto) -> io.Loaded:
     data = of.SerializeToString()
-    return io.Loaded(io.parse(data, "a test"), data, None)
+    return io.parse(data, "a test")
 
 
 def verdict(a: onnx.ModelProto, b: onnx.ModelProto, *args: object, **more: object) -> Equivalence:

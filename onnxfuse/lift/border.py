@@ -32,6 +32,8 @@ def lift_scatter_nd(node: Node, view: View) -> Lifted | Refusal | None:
     indices, updates = view.constants.value(indices_name), view.constants.value(updates_name)
     if indices is None or updates is None:
         return Refusal(Code.SIZE, "its indices or updates are too large to compute")
+    if indices.dtype.kind != "i":
+        return Refusal(Code.MALFORMED, "its indices are no integers")
     if indices.ndim == 0 or indices.shape[-1] > len(shape):
         return Refusal(Code.MALFORMED, "its indices do not fit its input")
     depth = indices.shape[-1]

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError, EncodeError
-from onnx import TensorProto
 
 from onnxfuse import files
 from onnxfuse.errors import InputError
-from onnxfuse.model import temporary, tensors, walk
+from onnxfuse.model import held, temporary, tensors, walk
+from onnxfuse.model.held import Hold, Serialised
 
 AT_ONCE = 1 << 26
 """Bytes that are copied at once; in between, Ctrl-C is heard."""
@@ -26,11 +26,15 @@ _UMASK = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A parsed model, the bytes it came from, and where its external data lies."""
+    """A parsed model, the bytes it came from, and where its external data lies.
+
+    What it ``holds`` are the weights in these bytes that the parsed model refers to.
+    """
 
     model: onnx.ModelProto
     data: bytes
     path: Path | None
+    holds: Hold
 
     @property
     def base(self) -> Path | None:
@@ -40,8 +44,7 @@ class Loaded:
 def load(path: str | os.PathLike[str]) -> Loaded:
     """Parse a model file; external data stays where it is. Raises `InputError`."""
     place = Path(path)
-    data = files.read(place)
-    return Loaded(parse(data, str(place)), data, place)
+    return parse(files.read(place), str(place), place)
 
 
 def base_of(path: str | os.PathLike[str]) -> Path:
@@ -49,23 +52,22 @@ def base_of(path: str | os.PathLike[str]) -> Path:
     return Path(path).parent
 
 
-def parse(data: bytes, what: str) -> onnx.ModelProto:
-    """The model that ``data`` holds; ``what`` names it in an error."""
+def parse(data: bytes, what: str, path: Path | None = None) -> Loaded:
+    """The model that ``data`` holds; ``what`` names it in an error. Raises `InputError`."""
     if not data:
         raise InputError(f"{what} is empty")
     if data.startswith(b"version https://git-lfs"):
         raise InputError(f"{what} is a Git LFS pointer; run `git lfs pull` first")
-    model = onnx.ModelProto()
     try:
-        model.ParseFromString(data)
+        model, holds = held.parse(data)
     except (DecodeError, ValueError, RecursionError) as error:
         raise InputError(f"{what} is not an ONNX model (its protobuf does not parse)") from error
     if not model.HasField("graph") or not (model.ir_version or model.opset_import):
         raise InputError(f"{what} is not an ONNX model (it holds no graph)")
-    return model
+    return Loaded(model, data, path, holds)
 
 
-def serialise(model: onnx.ModelProto) -> bytes:
+def serialise(model: onnx.ModelProto) -> Serialised:
     """The model's bytes, the same for the same model every time. Raises `InputError`."""
     data = serialised(model)
     if data is None:
@@ -80,14 +82,14 @@ def size_of(model: onnx.ModelProto) -> int:
     """The bytes of a model, those of its weights alone where no file could hold it."""
     data = serialised(model)
     if data is not None:
-        return len(data)
+        return data.size
     return sum(len(tensor.raw_data) for tensor in walk.stored(model))
 
 
-def serialised(model: onnx.ModelProto) -> bytes | None:
+def serialised(model: onnx.ModelProto) -> Serialised | None:
     """The model's bytes; ``None`` where they are more than protobuf can hold."""
     try:
-        return bytes(model.SerializeToString(deterministic=True))
+        return held.serialised(model)
     except (EncodeError, ValueError, RuntimeError):
         return None
 
@@ -126,13 +128,14 @@ def _is_device(path: Path) -> bool:
     return False
 
 
-def write(path: Path, data: bytes) -> None:
+def write(path: Path, data: bytes | Serialised) -> None:
     """Write a whole file or none: a temporary file beside it, then a rename.
 
     What replaces another file is on the disk before it does.
     """
     with _replacing(path) as place, place.open("r+b") as stream:
-        stream.write(data)
+        for piece in data.pieces if isinstance(data, Serialised) else (data,):
+            stream.write(piece)
         stream.flush()
         if path.exists():
             os.fsync(stream.fileno())
@@ -206,9 +209,9 @@ def check_kept(source: str | os.PathLike[str], target: Path, outputs: Iterable[s
 
     ``target`` is the directory of the new model. Gives the places that data is carried to.
     """
-    held = _kept(Path(source)).items()
+    kept = _kept(Path(source)).items()
     for output in outputs:
-        for location, place in held:
+        for location, place in kept:
             if _is_same_place(Path(output), place):
                 raise InputError(f"{output} is a data file of {source}; name another file")
             if _is_same_place(Path(output), target / location):
@@ -216,14 +219,14 @@ def check_kept(source: str | os.PathLike[str], target: Path, outputs: Iterable[s
                     f"{output} is where the data file {place.name} of {source} is copied to; "
                     "name another file"
                 )
-    return [target / location for location, _ in held]
+    return [target / location for location, _ in kept]
 
 
 def _kept(source: Path) -> dict[str, Path]:
     """The data files of a model; none of one that cannot be used, which is said elsewhere."""
     with contextlib.suppress(InputError):
         if files.holds(source, b"location"):  # as external data says; parsing takes longer
-            return data_files(parse(files.read(source), str(source)), source.parent)
+            return data_files(load(source).model, source.parent)
     return {}
 
 
@@ -283,8 +286,8 @@ def data_files(model: onnx.ModelProto, base: Path | None, own: str = "") -> dict
     """The external data files of a model by location, but for ``own``. Raises `InputError`."""
     found: dict[str, Path] = {}
     for tensor in walk.stored(model):
-        if tensor.data_location == TensorProto.EXTERNAL:
-            location = tensors.external_entries(tensor).get("location", "")
+        if tensors.in_file(tensor):
+            location = held.entries(tensor).get("location", "")
             if location not in found and (not own or location != own):
                 found[location] = place = tensors.external_path(tensor, base)
                 try:
@@ -305,8 +308,8 @@ def check_data(model: onnx.ModelProto, base: Path | None) -> None:
         return
     sizes = {location: place.stat().st_size for location, place in places.items()}
     for tensor in walk.stored(model):
-        if tensor.data_location == TensorProto.EXTERNAL:
-            location = tensors.external_entries(tensor).get("location", "")
+        if tensors.in_file(tensor):
+            location = held.entries(tensor).get("location", "")
             tensors.check_external(tensor, _shown(places[location]), sizes[location])
 
 

@@ -15,7 +15,6 @@ from tempfile import TemporaryDirectory
 
 import onnx
 from google.protobuf.message import Message
-from onnx import TensorProto
 
 from onnxfuse.model import tensors, walk
 from onnxfuse.model.store import DataFile
@@ -55,14 +54,14 @@ def rooted(
 
 
 def _has_files(model: onnx.ModelProto) -> bool:
-    return any(tensor.data_location == TensorProto.EXTERNAL for tensor in walk.stored(model))
+    return any(map(tensors.in_file, walk.stored(model)))
 
 
 def _is_full(model: onnx.ModelProto) -> bool:
     inline = [
         tensor
         for tensor in model.graph.initializer
-        if tensor.data_location != TensorProto.EXTERNAL and tensor.data_type in tensors.FLOATS
+        if not tensors.in_file(tensor) and tensor.data_type in tensors.FLOATS
     ]
     return sum(map(tensors.length_of, inline)) > FULL
 
@@ -104,9 +103,9 @@ def _rooted(
     else:
         copy.CopyFrom(model)
     found: dict[str, str] = {}
-    for tensor in walk.stored(copy):
+    for tensor in filter(tensors.in_file, walk.stored(copy)):
         for entry in tensor.external_data:
-            if entry.key == "location" and tensor.data_location == TensorProto.EXTERNAL:
+            if entry.key == "location":
                 if entry.value not in found:
                     place = places.get(entry.value) or tensors.external_path(tensor, base)
                     place = place.resolve()

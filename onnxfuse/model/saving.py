@@ -20,8 +20,9 @@ import onnx
 from onnx import TensorProto
 
 from onnxfuse.errors import InputError
-from onnxfuse.model import io, tensors, walk
-from onnxfuse.model.store import MARK, THRESHOLD, DataFile, Memory, Store
+from onnxfuse.model import held, io, tensors, walk
+from onnxfuse.model.held import Serialised
+from onnxfuse.model.store import MARK, THRESHOLD, DataFile, Held, Store
 
 LIMIT = 2**31 - 2**20
 """Bytes of a serialised model from which on weights must lie beside it; protobuf ends at 2 GiB."""
@@ -63,6 +64,10 @@ class Output:
         self._locations = {location for location, _ in located(given.model)}
         self._threshold = THRESHOLD if threshold is None else threshold
         self.data = DataFile(place.parent, file or self._free(), self._threshold)
+        self.store: Store = Held()
+        """Where fused weights go."""
+        if file is not None or self._locations:
+            self.store = self.data
         if file is not None and file in self._locations:
             raise InputError(f"--external-data {file!r} is a data file of the model; name another")
 
@@ -70,11 +75,6 @@ class Output:
     def asked(self) -> bool:
         """Whether a data file was asked for, whatever is fused."""
         return self._file is not None
-
-    @property
-    def store(self) -> Store:
-        """Where fused weights go."""
-        return self.data if self._file is not None or self._locations else Memory()
 
     def __enter__(self) -> Output:
         return self
@@ -94,12 +94,12 @@ class Output:
                 return name
             count += 1
 
-    def settled(self, model: onnx.ModelProto) -> tuple[onnx.ModelProto, bytes]:
+    def settled(self, model: onnx.ModelProto) -> tuple[onnx.ModelProto, Serialised]:
         """The model with its weights where they will lie, and what its file holds."""
         if self._file is not None or self._wasted(model):
             model = self._moved(model, inline=self._file is not None)
         data = io.serialised(model)
-        if data is None or len(data) > LIMIT:
+        if data is None or data.size > LIMIT:
             del data
             model = self._moved(model, inline=True)
             data = io.serialise(model)
@@ -127,7 +127,7 @@ class Output:
         if self._wasted(model):
             self.data = DataFile(old.folder, old.location, self._threshold)
         for tensor in copy.graph.initializer:
-            if tensor.data_location == TensorProto.EXTERNAL:
+            if tensors.in_file(tensor):
                 self._stream(tensor, old)
             elif inline:
                 self._write(tensor)
@@ -137,7 +137,7 @@ class Output:
 
     def _stream(self, tensor: TensorProto, old: DataFile) -> None:
         """Copy the data of an external tensor, where it is to lie in another file."""
-        own = tensors.external_entries(tensor).get("location") == old.location
+        own = held.entries(tensor).get("location") == old.location
         if (own and self.data is old) or (not own and self._file is None):
             return
         source = old.path if own else tensors.external_path(tensor, self._given.base)
@@ -151,7 +151,7 @@ class Output:
         if data is not None and len(data) >= self._threshold:
             tensors.refer(tensor, self.data.location, self.data.add(data), len(data))
 
-    def commit(self, model: onnx.ModelProto, data: bytes) -> None:
+    def commit(self, model: onnx.ModelProto, data: Serialised) -> None:
         """Write everything; the model last. What stood there before is whole until then."""
         before = self._before()
         carried: list[Path] = []
@@ -195,8 +195,8 @@ class Output:
 def located(model: onnx.ModelProto) -> Iterator[tuple[str, TensorProto]]:
     """The tensors whose data lies in files, each with the name of its file."""
     for tensor in walk.stored(model):
-        if tensor.data_location == TensorProto.EXTERNAL:
-            yield tensors.external_entries(tensor).get("location", ""), tensor
+        if tensors.in_file(tensor):
+            yield held.entries(tensor).get("location", ""), tensor
 
 
 def _is_ours(path: Path) -> bool:

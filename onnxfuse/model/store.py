@@ -18,6 +18,7 @@ import numpy as np
 
 from onnxfuse.emit import Stored, Weight
 from onnxfuse.errors import InputError
+from onnxfuse.model import held
 
 MARK = b"onnxfuse external data\n"
 THRESHOLD = 1024
@@ -69,6 +70,33 @@ class Memory:
 
     def back_to(self, mark: tuple[int, int]) -> None:
         """Nothing is held here."""
+
+
+class Held:
+    """Keeps weights as arrays, and large ones beside the model: see `onnxfuse.model.held`."""
+
+    size = 0
+
+    def __init__(self) -> None:
+        self._hold = held.Hold()
+        self._memory = Memory()
+
+    @property
+    def location(self) -> str:
+        return self._hold.name
+
+    def keep(self, weight: Weight, dtype: np.dtype[Any]) -> bool:
+        finite = self._memory.keep(weight, dtype)
+        if weight.stored is not None and weight.stored.array.nbytes >= held.LEAST:
+            array = weight.stored.array
+            weight.stored = Stored(array, self._hold.add(array))
+        return finite
+
+    def mark(self) -> tuple[int, int]:
+        return self._hold.size, self._hold.size
+
+    def back_to(self, mark: tuple[int, int]) -> None:
+        self._hold.back_to(mark[0])
 
 
 def _rounded(weight: Weight, dtype: np.dtype[Any]) -> Iterator[tuple[int, int, Any]]:

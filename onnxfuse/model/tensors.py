@@ -13,6 +13,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxfuse.errors import InputError
+from onnxfuse.model import held
+from onnxfuse.model.held import Buffer
 
 FLOATS: dict[int, float] = {
     TensorProto.FLOAT: 2.0**-24,
@@ -44,6 +46,10 @@ def dtype_of(data_type: int) -> np.dtype[Any]:
 def read(tensor: TensorProto, base: Path | None) -> Any:
     """The array of a tensor. Raises `InputError` where its data is missing or damaged."""
     try:
+        if held.is_held(tensor):
+            return np.frombuffer(held.view(tensor), dtype_of(tensor.data_type)).reshape(
+                tuple(tensor.dims)
+            )
         if tensor.data_location == TensorProto.EXTERNAL:
             return _external(tensor, base)
         return numpy_helper.to_array(tensor)
@@ -53,14 +59,14 @@ def read(tensor: TensorProto, base: Path | None) -> Any:
         raise InputError(f"tensor {tensor.name!r} cannot be read: {_line(error)}") from error
 
 
-def external_entries(tensor: TensorProto) -> dict[str, str]:
-    """Where an external tensor lies: location, offset, length."""
-    return {entry.key: entry.value for entry in tensor.external_data}
+def in_file(tensor: TensorProto) -> bool:
+    """Whether the data of a tensor lies in a file beside the model's."""
+    return tensor.data_location == TensorProto.EXTERNAL and not held.is_held(tensor)
 
 
 def external_path(tensor: TensorProto, base: Path | None) -> Path:
     """The data file of a tensor, inside the model's directory."""
-    location = external_entries(tensor).get("location", "")
+    location = held.entries(tensor).get("location", "")
     shown = location if len(location) <= SHOWN else f"{location[:SHOWN]}…"
     if base is None:
         raise InputError(
@@ -82,12 +88,12 @@ def external_path(tensor: TensorProto, base: Path | None) -> Path:
 
 def offset_of(tensor: TensorProto) -> int:
     """Where the data of an external tensor begins in its file."""
-    return int(external_entries(tensor).get("offset", 0))
+    return int(held.entries(tensor).get("offset", 0))
 
 
 def length_of(tensor: TensorProto) -> int:
     """The bytes of an external tensor, which its file need not say."""
-    said = external_entries(tensor).get("length")
+    said = held.entries(tensor).get("length")
     return int(said) if said else prod(tensor.dims) * dtype_of(tensor.data_type).itemsize
 
 
@@ -95,13 +101,13 @@ def refer(tensor: TensorProto, location: str, offset: int, length: int) -> None:
     """Let the data of a tensor be that in a file; what else is said of the tensor stays."""
     for name in ("raw_data", "external_data", *_FIELDS.values()):
         tensor.ClearField(name)
-    tensor.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", location), ("offset", offset), ("length", length)):
-        tensor.external_data.add(key=key, value=str(value))
+    held.refer(tensor, location, offset, length)
 
 
-def stored_bytes(tensor: TensorProto) -> bytes | None:
+def stored_bytes(tensor: TensorProto) -> Buffer | None:
     """The data of an inline tensor as a file holds it; ``None`` where it has another form."""
+    if held.is_held(tensor):
+        return held.view(tensor)
     if tensor.HasField("raw_data"):
         return bytes(tensor.raw_data)
     field = {int(kind): name for kind, name in _FIELDS.items()}.get(tensor.data_type)
@@ -112,7 +118,7 @@ def stored_bytes(tensor: TensorProto) -> bytes | None:
 
 def _external(tensor: TensorProto, base: Path | None) -> Any:
     path = external_path(tensor, base)
-    entries = external_entries(tensor)
+    entries = held.entries(tensor)
     offset = int(entries.get("offset", 0))
     kind = dtype_of(tensor.data_type)
     count = prod(tensor.dims)
@@ -143,7 +149,7 @@ def check_size(tensor: TensorProto) -> None:
 
 def check_external(tensor: TensorProto, file: str, size: int) -> None:
     """Refuse a tensor that its data ``file`` of ``size`` bytes cannot hold."""
-    entries = external_entries(tensor)
+    entries = held.entries(tensor)
     places = [entries.get(key) or "0" for key in ("offset", "length")]
     if not all(re.fullmatch("[0-9]{1,18}", place) for place in places):
         raise InputError(f"tensor {tensor.name!r} has no usable offset or length in {file}")

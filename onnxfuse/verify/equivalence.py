@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx
 
 from onnxfuse.errors import InputError
@@ -53,6 +54,7 @@ Findings = dict[str, list[Finding | None]]
 """What was found of an output at each input that both models ran."""
 
 
+@np.errstate(all="ignore")
 def compare(
     a: io.Loaded,
     b: io.Loaded,

@@ -17,7 +17,7 @@ import onnx
 from onnx import external_data_helper
 from onnx.reference import ReferenceEvaluator
 
-from onnxfuse.model import walk
+from onnxfuse.model import held, tensors, walk
 from onnxfuse.model.graph import Graph, Node
 from onnxfuse.verify.session import CannotRunError, line
 
@@ -72,7 +72,8 @@ def opened(model: onnx.ModelProto, base: str | None) -> Reference:
     Raises `CannotRunError` where it does not take the model.
     """
     try:
-        if base is not None and any(t.data_location == t.EXTERNAL for t in walk.stored(model)):
+        model = held.inlined(model)
+        if base is not None and any(map(tensors.in_file, walk.stored(model))):
             copy = onnx.ModelProto()
             copy.CopyFrom(model)
             external_data_helper.load_external_data_for_model(copy, str(Path(base)))

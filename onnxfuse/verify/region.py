@@ -36,6 +36,7 @@ from onnxfuse.verify.run import (
     run_replacement,
 )
 from onnxfuse.verify.sizes import Sizes, proof_sizes
+from onnxfuse.verify.slices import rms
 
 U, U_SINGLE = 2.0**-53, 2.0**-24
 SEED = 20_240_601
@@ -114,9 +115,7 @@ def _proved(replacement: Replacement, view: View, kind: Any, roundoff: float) ->
     rounding.finish()
     if not tried:
         raise ProofError(f"region {label!r}: no input size could be evaluated to prove it")
-    original, fused, scale = (
-        float(np.sqrt(np.mean(np.square(column)))) for column in zip(*errors, strict=True)
-    )
+    original, fused, scale = (rms(np.array(column)) for column in zip(*errors, strict=True))
     return RegionError(worst, limit, original, fused, tuple(tried), border, scale)
 
 
@@ -156,8 +155,7 @@ def _judged(replacement: Replacement, sizes: Sizes, shape: tuple[int, ...]) -> A
 def _relative(difference: Any, reference: Any) -> float:
     """The RMS of a difference over that of the whole reference."""
     with np.errstate(over="ignore", invalid="ignore"):  # what is huge is judged entry by entry
-        scale = float(np.sqrt(np.mean(np.square(reference)))) or 1.0
-        return float(np.sqrt(np.mean(np.square(difference)))) / scale if difference.size else 0.0
+        return rms(difference) / (rms(reference) or 1.0)
 
 
 def _with_derived(
@@ -203,7 +201,7 @@ def _measured(
     first, second = (
         _relative((r.astype(np.float64) - reference)[inside], reference) for r in results
     )
-    return first, second, float(np.sqrt(np.mean(np.square(reference))))
+    return first, second, rms(reference)
 
 
 class _Rounding:

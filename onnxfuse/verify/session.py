@@ -14,7 +14,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto
 
-from onnxfuse.model import holes
+from onnxfuse.model import held, holes
 from onnxfuse.model.shapes import Shape
 from onnxfuse.model.tensors import dtype_of
 
@@ -78,7 +78,7 @@ def opened(model: onnx.ModelProto | bytes | str, base: str | None) -> ort.Infere
         # weights are then read where they are mapped; packed for speed they would be copied
         options.add_session_config_entry("session.disable_prepacking", "1")
     try:
-        source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
+        source = held.serialised(model).joined() if isinstance(model, onnx.ModelProto) else model
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except ort.capi.onnxruntime_pybind11_state.NotImplemented as error:
         raise NoKernelError(line(error)) from error
@@ -172,8 +172,3 @@ def _random(generator: np.random.Generator, shape: tuple[int, ...], kind: int, a
     if dtype.kind == "b":
         return generator.integers(0, 2, shape).astype(dtype)
     return generator.standard_normal(shape).astype(dtype)
-
-
-def rms(array: Any) -> float:
-    """The root of the mean square; zero of nothing."""
-    return float(np.sqrt(np.mean(np.square(array)))) if array.size else 0.0

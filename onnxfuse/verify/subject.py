@@ -15,6 +15,7 @@ import onnx
 from onnx import helper
 
 from onnxfuse.model.graph import Graph, Node
+from onnxfuse.model.held import Serialised
 from onnxfuse.model.splice import fresh_names
 from onnxfuse.model.tensors import FLOATS
 from onnxfuse.verify.nested import Body, captured, jumps, shaken, steered
@@ -48,7 +49,7 @@ class Subject:
     floats: Container[str] = ()
     macs: int = 0
     watched: Sequence[str] = ()
-    data: tuple[bytes, bytes] | None = None
+    data: tuple[bytes, Serialised] | None = None
 
 
 def targets(subject: Subject, tolerance: Tolerance) -> tuple[list[str], list[str], list[str]]:
@@ -127,15 +128,18 @@ def _exposed(
 
 
 def _appended(
-    data: bytes, model: onnx.ModelProto, names: Sequence[str], types: Mapping[str, int]
+    data: Serialised, model: onnx.ModelProto, names: Sequence[str], types: Mapping[str, int]
 ) -> bytes:
     """The same, as bytes: what follows a message is merged into it, repeated fields at their end.
 
     A copy and its serialisation take several times as long for a model with large weights.
     """
+    missing = _missing(model, names, types)
+    if not missing:
+        return data.joined()
     more = onnx.ModelProto()
-    more.graph.output.extend(_missing(model, names, types))
-    return data + bytes(more.SerializeToString())
+    more.graph.output.extend(missing)
+    return data.joined(more.SerializeToString())
 
 
 def _copied(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -169,7 +173,7 @@ def as_bytes(subject: Subject, names: Sequence[str]) -> tuple[bytes, bytes] | No
         return None
     original, fused = subject.data
     return (
-        _appended(original, subject.original, names, subject.types),
+        _appended(Serialised((original,)), subject.original, names, subject.types),
         _appended(fused, subject.fused, names, subject.types),
     )
 

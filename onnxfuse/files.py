@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from onnxfuse.errors import InputError
@@ -28,15 +30,18 @@ def read(path: Path, what: str = "", missing: str = "") -> bytes:
     raise InputError(f"{what} is {kind}")
 
 
-def holds(path: Path, text: bytes) -> bool:
-    """Whether a regular file has ``text`` in it; what cannot be read has not."""
-    try:
-        if not path.is_file():
-            return False
-        with (
-            path.open("rb") as stream,
-            mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as held,
-        ):
-            return held.find(text) >= 0
-    except (OSError, ValueError):  # nothing is mapped of an empty file
-        return False
+@contextlib.contextmanager
+def mapped(path: Path) -> Iterator[mmap.mmap]:
+    """A regular file that is not empty, of which only what is looked at is read.
+
+    Raises `InputError`.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            if not path.is_file():
+                raise InputError(f"{path} is not a regular file")
+            stream = stack.enter_context(path.open("rb"))
+            held = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:  # nothing is mapped of an empty file
+            raise InputError(f"{path} cannot be read: {error}") from error
+        yield stack.enter_context(held)

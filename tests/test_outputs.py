@@ -12,6 +12,7 @@ import pytest
 
 from onnxfuse import files
 from onnxfuse.cli import main
+from onnxfuse.errors import InputError
 from onnxfuse.model import io
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "pytorch"
@@ -157,12 +158,14 @@ class TestInputs:
         assert f"{name} is not a regular file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("data", [b"", b"a location", b"none"])
-def test_a_file_is_looked_through_without_being_read(data: bytes, tmp_path: Path) -> None:
-    (tmp_path / "f").write_bytes(data)
-    assert files.holds(tmp_path / "f", b"location") is (b"location" in data)
-    assert not files.holds(tmp_path, b"location")
-    assert not files.holds(tmp_path / "nowhere", b"location")
+def test_a_file_is_looked_through_without_being_read(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"what it holds")
+    with files.mapped(tmp_path / "f") as data:
+        assert data[5:7] == b"it"
+    (tmp_path / "empty").write_bytes(b"")
+    for name in (".", "nowhere", "empty"):
+        with pytest.raises(InputError), files.mapped(tmp_path / name):
+            pass
 
 
 def test_what_replaces_a_file_is_on_the_disk_before(

@@ -21,7 +21,7 @@ from onnx import TensorProto
 
 from onnxfuse.errors import InputError
 from onnxfuse.model import walk, wire
-from onnxfuse.model.wire import LEN, Field
+from onnxfuse.model.wire import LEN, Data, Field
 
 LEAST = 1 << 14
 """Bytes from which on a weight is held: what shapes are computed from stands in the message."""
@@ -106,10 +106,15 @@ def parse(data: bytes) -> tuple[onnx.ModelProto, Hold]:
     return model, hold
 
 
-def _light(data: bytes, hold: Hold) -> bytes:
+def outline(data: Data) -> bytes:
+    """The bytes of a model without its large weights, of which no tensor says where they are."""
+    return _light(data, None)
+
+
+def _light(data: Data, hold: Hold | None) -> bytes:
     """The bytes of a model without those of its large weights; all where they cannot be told."""
     if len(data) < LEAST or sys.byteorder != "little":
-        return data
+        return data[:]
     pieces: list[Buffer] = []
     done = 0
     try:
@@ -119,12 +124,13 @@ def _light(data: bytes, hold: Hold) -> bytes:
                 pieces += [data[done : field.begin], wire.head(_GRAPH, _size(graph)), *graph]
                 done = field.end
     except wire.UnreadableError:
-        hold.back_to(0)
-        return data
+        if hold is not None:
+            hold.back_to(0)
+        return data[:]
     return b"".join([*pieces, data[done:]])
 
 
-def _light_graph(data: bytes, graph: Field, hold: Hold) -> list[Buffer]:
+def _light_graph(data: Data, graph: Field, hold: Hold | None) -> list[Buffer]:
     pieces: list[Buffer] = []
     done = graph.value
     for field in wire.fields(data, graph.value, graph.end, LEAST):
@@ -133,8 +139,7 @@ def _light_graph(data: bytes, graph: Field, hold: Hold) -> list[Buffer]:
         raw = _raw_data(data, field)
         if raw is None:
             continue
-        offset = hold.add(memoryview(data)[raw.value : raw.end])
-        refers = _reference(hold, offset, raw.end - raw.value)
+        refers = b"" if hold is None else _reference(hold, memoryview(data)[raw.value : raw.end])
         size = field.end - field.value - (raw.end - raw.begin) + len(refers)
         pieces += [
             data[done : field.begin],
@@ -147,10 +152,10 @@ def _light_graph(data: bytes, graph: Field, hold: Hold) -> list[Buffer]:
     return [*pieces, data[done : graph.end]]
 
 
-def _reference(hold: Hold, offset: int, length: int) -> bytes:
-    """The fields of a tensor whose data is held."""
+def _reference(hold: Hold, data: memoryview) -> bytes:
+    """The fields of a tensor whose data is held from now on."""
     found = TensorProto()
-    refer(found, hold.name, offset, length)
+    refer(found, hold.name, hold.add(data), len(data))
     return bytes(found.SerializeToString())
 
 
@@ -161,7 +166,7 @@ def refer(tensor: TensorProto, location: str, offset: int, length: int) -> None:
         tensor.external_data.add(key=key, value=str(value))
 
 
-def _raw_data(data: bytes, tensor: Field) -> Field | None:
+def _raw_data(data: Data, tensor: Field) -> Field | None:
     """Where the data of a tensor stands, if that is all there is to it and of the right size."""
     raw: list[Field] = []
     dims: list[int] = []

@@ -224,9 +224,10 @@ def check_kept(source: str | os.PathLike[str], target: Path, outputs: Iterable[s
 
 def _kept(source: Path) -> dict[str, Path]:
     """The data files of a model; none of one that cannot be used, which is said elsewhere."""
-    with contextlib.suppress(InputError):
-        if files.holds(source, b"location"):  # as external data says; parsing takes longer
-            return data_files(load(source).model, source.parent)
+    with contextlib.suppress(InputError), files.mapped(source) as data:
+        outline = held.outline(data)
+        if b"location" in outline:  # as external data says; parsing takes longer
+            return data_files(parse(outline, str(source)).model, source.parent)
     return {}
 
 

@@ -7,9 +7,11 @@ over. Source: the encoding page of the protocol buffers documentation.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+Data = bytes | mmap.mmap
 VARINT, FIXED64, LEN, FIXED32 = 0, 1, 2, 5
 """Kinds of values that fields have; groups (3 and 4) are long out of use."""
 _LONGEST = 10
@@ -31,7 +33,7 @@ class Field:
     end: int
 
 
-def fields(data: bytes, start: int, stop: int, least: int = 0) -> Iterator[Field]:
+def fields(data: Data, start: int, stop: int, least: int = 0) -> Iterator[Field]:
     """The fields of a message that stands at ``start:stop``; none whose value is below ``least``.
 
     Raises `UnreadableError`.
@@ -67,7 +69,7 @@ def fields(data: bytes, start: int, stop: int, least: int = 0) -> Iterator[Field
         raise UnreadableError("a message ends within a field") from None
 
 
-def varint(data: bytes, at: int) -> tuple[int, int]:
+def varint(data: Data, at: int) -> tuple[int, int]:
     """The number at a place, and where it ends."""
     found, shift = 0, 0
     while True:
@@ -81,7 +83,7 @@ def varint(data: bytes, at: int) -> tuple[int, int]:
             raise UnreadableError("a number that does not end")
 
 
-def numbers(data: bytes, field: Field) -> list[int]:
+def numbers(data: Data, field: Field) -> list[int]:
     """The whole numbers of a field, of which one that is repeated may hold many."""
     if field.kind == VARINT:
         return [varint(data, field.value)[0]]

@@ -128,6 +128,18 @@ class TestLikeProtobuf:
             assert canonical(held.inlined(model)) == whole
             assert held.serialised(model).joined() == whole
 
+    def test_what_protobuf_keeps_of_damage(self) -> None:
+        """A group, which no version of the format has, in a model whose weights are held."""
+        weight = np.ones((4, 1 << 14), np.float32)
+        built = onnx_text.model("(float[1,4] x) => (float[] y) { y = MatMul(x, w) }", w=weight)
+        data = canonical(built) + b"\xfb\x07\xfc\x07"
+        model = held.parse(canonical(built))[0]
+        model.MergeFromString(b"\xfb\x07\xfc\x07")
+        with pytest.raises(InputError, match="not there"):
+            held.serialised(model)
+        model, _hold = held.parse(data)
+        assert held.serialised(model).joined() == canonical(proto(data))
+
     def test_plain_weights_are_held(self) -> None:
         """Else all of the above would hold of a module that does nothing."""
         weight = np.arange(16 * 1024, dtype=np.float32).reshape(4, -1)

@@ -150,8 +150,12 @@ def einsum(attributes: Attributes, inputs: Arrays) -> list[Any]:
 def matmul(attributes: Attributes, inputs: Arrays) -> list[Any]:
     a, b = inputs
     bounded([*a.shape[:-1], *b.shape[-1:]])
+    stack = a.shape[:-1] if a.ndim > 2 and b.ndim == 2 else None
+    if stack is not None:  # NumPy would go through the matrix once for each matrix of the stack
+        a = a.reshape(prod(stack), a.shape[-1])
     found = [np.matmul(a, part) for *_, part in pieces(b, b.ndim - 1)]
-    return found if len(found) == 1 else [np.concatenate(found, axis=-1)]
+    whole = found[0] if len(found) == 1 else np.concatenate(found, axis=-1)
+    return [whole if stack is None else whole.reshape(*stack, b.shape[-1])]
 
 
 def cast(attributes: Attributes, inputs: Arrays) -> list[Any]:

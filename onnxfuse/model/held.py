@@ -7,6 +7,7 @@ of it is written in pieces, with the weights in their places: the bytes that pro
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import sys
 from collections.abc import Iterable, Sequence
@@ -232,9 +233,10 @@ def serialised(model: onnx.ModelProto) -> Serialised:
     count = light.count(_MARK.encode())
     if not count:
         return Serialised((light,))
-    found, put = _whole(light)
-    if put == count:
-        return Serialised(found)
+    with contextlib.suppress(wire.UnreadableError):  # what it does not know protobuf keeps
+        found, put = _whole(light)
+        if put == count:
+            return Serialised(found)
     return Serialised((bytes(inlined(model).SerializeToString(deterministic=True)),))
 
 

@@ -166,8 +166,8 @@ def fuse_model(model: Any, options: Options, watch: Watch, output: Output | None
     if records and options.verify:
         watch.enter("run")
         with _saving(done, options):
-            both = (loaded.data, data) if data.size and not changes.any else None
-            verification = _verify_whole(loaded, done, proved, options, watch, output, both)
+            whole = data if data.size else None
+            verification = _verify_whole(loaded, done, proved, options, watch, output, whole)
         if verification.runs:
             notes = (*changes.judged, *verification.notes)
             verification = replace(verification, notes=notes)
@@ -321,7 +321,7 @@ def _verify_whole(
     options: Options,
     watch: Watch,
     output: Output | None,
-    data: tuple[bytes, Serialised] | None,
+    data: Serialised | None,
 ) -> Verification:
     from onnxfuse.verify.nested import Body, fractions
     from onnxfuse.verify.subject import Subject

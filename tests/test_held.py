@@ -20,6 +20,7 @@ from onnxfuse.cli import main
 from onnxfuse.errors import InputError, ProofError
 from onnxfuse.model import held, io, tensors, wire
 from onnxfuse.options import Options
+from onnxfuse.verify.session import opened
 from onnxfuse.watch import Watch
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "pytorch"
@@ -215,6 +216,21 @@ class TestFusing:
             held.inlined(model)
         with pytest.raises(InputError, match="refers to data that is not there"):
             held.serialised(model)
+
+
+@pytest.mark.parametrize("kind", ["FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16", "INT8", "INT64"])
+@pytest.mark.parametrize("shift", range(8))
+def test_onnxruntime_reads_them_where_they_are(kind: str, shift: int) -> None:
+    """At any byte: a file keeps no weight where its numbers would lie aligned."""
+    stored = np.arange(-(1 << 14), 1 << 14).reshape(4, -1) % 100
+    weight = tensors.make("w", stored, getattr(TensorProto, kind))
+    built = onnx_text.model("(float[1] x) => (float[] y) { f = Cast<to = 1>(w) y = Mul(x, f) }")
+    built.graph.initializer.append(weight)
+    built.doc_string = "d" * shift
+    model, _hold = held.parse(canonical(built))
+    assert held.is_held(model.graph.initializer[0])
+    (found,) = opened(model, None).run(None, {"x": np.ones(1, np.float32)})
+    assert np.array_equal(found, stored)
 
 
 def test_a_place_that_is_no_text_is_an_error(

@@ -14,7 +14,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto
 
-from onnxfuse.model import held, holes
+from onnxfuse.model import held, holes, tensors
 from onnxfuse.model.shapes import Shape
 from onnxfuse.model.tensors import dtype_of
 
@@ -78,14 +78,34 @@ def opened(model: onnx.ModelProto | bytes | str, base: str | None) -> ort.Infere
         # weights are then read where they are mapped; packed for speed they would be copied
         options.add_session_config_entry("session.disable_prepacking", "1")
     try:
-        source = held.serialised(model).joined() if isinstance(model, onnx.ModelProto) else model
-        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        source, kept = (
+            _source(model, options) if isinstance(model, onnx.ModelProto) else (model, [])
+        )
+        session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        session.kept = kept  # onnxruntime reads where these are, and does not own them
+        return session
     except ort.capi.onnxruntime_pybind11_state.NotImplemented as error:
         raise NoKernelError(line(error)) from error
     except Exception as error:
         if UNDEFINED in str(error):  # exporters write what these operator sets do not define yet
             raise NoKernelError(line(error)) from error
         raise CannotRunError(line(error)) from error
+
+
+def _source(
+    model: onnx.ModelProto, options: ort.SessionOptions
+) -> tuple[bytes, list[ort.OrtValue]]:
+    """A model as a session takes it, and its large weights, which it reads where they are held.
+
+    Both must live as long as the session.
+    """
+    apart = [tensor for tensor in model.graph.initializer if held.is_held(tensor)]
+    if any(tensor.data_type == TensorProto.BFLOAT16 for tensor in apart):
+        return held.serialised(model).joined(), []  # NumPy cannot hand it over
+    arrays = [tensors.read(tensor, None) for tensor in apart]
+    values = [ort.OrtValue.ortvalue_from_numpy(np.require(one, requirements="A")) for one in arrays]
+    options.add_external_initializers([tensor.name for tensor in apart], values)
+    return bytes(model.SerializeToString()), values
 
 
 def check_exchangeable(session: ort.InferenceSession) -> None:

@@ -24,7 +24,7 @@ from onnxfuse.verify.session import (
     line,
 )
 from onnxfuse.verify.session import opened as _session
-from onnxfuse.verify.subject import Subject, as_bytes, models, noisy
+from onnxfuse.verify.subject import Subject, as_written, models, noisy
 
 
 class RejectedError(Exception):
@@ -95,30 +95,22 @@ def sides(subject: Subject, names: Sequence[str]) -> Sides:
 
     Raises `CannotRunError` where the original does not load.
     """
-    steering: tuple[str, ...] = ()
-    original: onnx.ModelProto | bytes
-    fused: onnx.ModelProto | bytes
-    held = as_bytes(subject, names)
-    if held is not None:
-        original, fused = held
-    else:
-        original, fused, steering = models(subject, names)
+    original, exposed, steering = models(subject, names)
     loaded: Any
     try:
         check_survivable(subject.original)
         loaded = _session(original, subject.base)
         check_exchangeable(loaded)
     except NoKernelError as error:
-        model, exposed, steering = models(subject, names)
         try:
-            loaded = _referred(subject, model)
+            loaded = _referred(subject, original)
         except CannotRunError as why:
             raise CannotRunError(f"onnxruntime cannot run this model: {error}; {why}") from why
         other = _fused(reference.opened, exposed, subject)
         return Sides(reference.NAME, steering, subject, names, loaded, other)
     except CannotRunError as error:
         raise CannotRunError(f"onnxruntime cannot run this model: {error}") from error
-    other = _fused(_session, fused, subject)
+    other = _fused(_session, as_written(subject, names) or exposed, subject)
     return Sides(NAME, steering, subject, names, loaded, other)
 
 

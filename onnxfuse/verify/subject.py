@@ -35,7 +35,7 @@ class Subject:
 
     ``bodies`` are the fused graphs below the main one; ``floats`` the rounded tensors of any graph.
     ``macs`` is the original's work. ``watched`` are the results of regions that memory allows to
-    look at. ``data`` are the bytes of both models, where these are at hand.
+    look at. ``data`` is what is written of the fused model, where that is at hand.
     """
 
     original: onnx.ModelProto
@@ -49,7 +49,7 @@ class Subject:
     floats: Container[str] = ()
     macs: int = 0
     watched: Sequence[str] = ()
-    data: tuple[bytes, Serialised] | None = None
+    data: Serialised | None = None
 
 
 def targets(subject: Subject, tolerance: Tolerance) -> tuple[list[str], list[str], list[str]]:
@@ -167,15 +167,11 @@ def models(
     return original, fused, steering
 
 
-def as_bytes(subject: Subject, names: Sequence[str]) -> tuple[bytes, bytes] | None:
-    """What `models` gives, as bytes, where nothing within the models has to change for that."""
+def as_written(subject: Subject, names: Sequence[str]) -> bytes | None:
+    """The fused model of `models` as it is written, where nothing has to change within it."""
     if subject.data is None or subject.bodies:
         return None
-    original, fused = subject.data
-    return (
-        _appended(Serialised((original,)), subject.original, names, subject.types),
-        _appended(fused, subject.fused, names, subject.types),
-    )
+    return _appended(subject.data, subject.fused, names, subject.types)
 
 
 def noisy(subject: Subject, names: Sequence[str], draw: int) -> Disturbed:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -27,7 +28,7 @@ from onnxfuse.model.store import Held, Memory, Nowhere, Store
 from onnxfuse.options import Options
 from onnxfuse.records import Kept, RegionError, RegionReport, Report, Verification
 from onnxfuse.refusal import Code
-from onnxfuse.rounds import Pass, Rounds, data_size
+from onnxfuse.rounds import Pass, Plan, Rounds, data_size, dropped
 from onnxfuse.scopes import Work, counted, work
 from onnxfuse.version import __version__
 from onnxfuse.watch import Watch
@@ -149,7 +150,10 @@ def fuse_model(model: Any, options: Options, watch: Watch, output: Output | None
 
         check_place(options.save_repro)
     store: Store = Held() if output is None else output.store
-    loaded, done, changes = _worked(model, options, watch, dry=False, store=store)
+    planned = None
+    if output is not None and output.carries:
+        planned = partial(_begin, output)
+    loaded, done, changes = _worked(model, options, watch, dry=False, store=store, planned=planned)
     with _saving(done, options):
         proved = _records(done, options, watch)
     records = [record for found in proved for record in found]
@@ -179,8 +183,19 @@ def fuse_model(model: Any, options: Options, watch: Watch, output: Output | None
     return Result(done.model, report, data, done.holds)
 
 
+def _begin(output: Output, plan: Plan) -> None:
+    """Let data files be copied that the first plan of a model leaves in use."""
+    output.begin(dropped(plan))
+
+
 def _worked(
-    model: Any, options: Options, watch: Watch, *, dry: bool, store: Store | None = None
+    model: Any,
+    options: Options,
+    watch: Watch,
+    *,
+    dry: bool,
+    store: Store | None = None,
+    planned: Callable[[Plan], None] | None = None,
 ) -> tuple[io.Loaded, Work, Changes]:
     """A model as the switches take it, the work on that, and what they changed.
 
@@ -198,7 +213,7 @@ def _worked(
         io.check_data(given.model, given.base)
     loaded, changes = freeze.changed(given, **switches)
     with _uncollected():
-        done = work(loaded, options, watch, dry=dry, store=store)
+        done = work(loaded, options, watch, dry=dry, store=store, planned=planned)
     if changes.any:
         marked = freeze.noted(done.model, changes, __version__)
         done = replace(done, model=marked, before=counted(given, options)[0])

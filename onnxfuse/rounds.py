@@ -153,6 +153,13 @@ def _survivors(plan: Plan) -> frozenset[str]:
     )
 
 
+def dropped(plan: Plan) -> set[str]:
+    """The initializers that nothing reads any more once a plan is carried out."""
+    drafts = [_draft(region) for region in plan.replaced]
+    read = {name for draft in drafts for new in draft.nodes for name in new.inputs}
+    return splice.unused_initializers(plan.graph, splice.dead_nodes(plan.graph, drafts)) - read
+
+
 def _draft(region: Region) -> Replacement:
     """A replacement that only says which tensors it reads."""
     assert region.cover is not None
@@ -169,12 +176,12 @@ class Pass:
     overflows: list[Refusal]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Given:
     """What every round is given. ``dry`` reads no kernel: constants have shapes only.
 
     ``pending`` are the constants that rounds have made, which no file holds yet; what is written
-    of them goes to the ``store``.
+    of them goes to the ``store``. ``planned`` is told of the first plan there is.
     """
 
     options: Options
@@ -182,6 +189,7 @@ class Given:
     dry: bool
     pending: dict[str, Weight]
     store: Store = field(default_factory=Memory)
+    planned: Callable[[Plan], None] | None = None
 
 
 @dataclass(slots=True)
@@ -270,6 +278,9 @@ def _one_pass(graph: Graph, found: Shapes, constants: Constants, given: Given) -
     while True:
         given.watch.enter("plan")
         plan = make_plan(graph, found, constants, given.options, forbidden)
+        if given.planned is not None:
+            given.planned(plan)
+            given.planned = None
         given.watch.enter("fold")
         fresh = splice.fresh_names(graph)
         made: list[Replacement] = []

@@ -7,7 +7,7 @@ first, so that what is inferred of them is known within; functions come after al
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from onnxfuse.rounds import (
     Given,
     Index,
     Pass,
+    Plan,
     Rounds,
     detail,
     marked,
@@ -73,17 +74,23 @@ class Work:
 
 
 def work(
-    loaded: io.Loaded, options: Options, watch: Watch, *, dry: bool, store: Store | None = None
+    loaded: io.Loaded,
+    options: Options,
+    watch: Watch,
+    *,
+    dry: bool,
+    store: Store | None = None,
+    planned: Callable[[Plan], None] | None = None,
 ) -> Work:
     """Plan and replace in all graphs until nothing is left to gain.
 
     So a second run changes nothing. ``dry`` reads no kernel: constants have shapes only. What is
-    written goes to the ``store``.
+    written goes to the ``store``; ``planned`` is told the main graph's first plan before that.
     """
     watch.enter("shapes")
     index = prepare(loaded, options)
     given_index = index
-    every = Given(options, watch, dry, {}, store or Memory())
+    every = Given(options, watch, dry, {}, store or Memory(), planned)
     sizes = dict(options.input_shapes or {})
     main, below = Rounds(index), _Below(loaded.base, every)
     model = loaded.model

@@ -6,9 +6,11 @@ import json
 import os
 import resource
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,12 +18,12 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import onnxfuse
-from onnxfuse import emit, ranges, rounds
+from onnxfuse import emit, fusing, ranges, rounds
 from onnxfuse.cli import main
 from onnxfuse.emit import Weight
 from onnxfuse.evaluate import linear, parts
 from onnxfuse.fusing import _worked
-from onnxfuse.model import io, saving, store, walk
+from onnxfuse.model import carry, io, saving, store, walk
 from onnxfuse.model.saving import Output, located
 from onnxfuse.model.store import DataFile
 from onnxfuse.options import Options
@@ -305,11 +307,15 @@ class TestOverwriting:
         assert set(files("out")) == {"out/o.onnx", f"out/{NEW}", "out/o.onnxfuse-2.data"}
         assert_same(arrays("out/o.onnx"), inline(model(), "--only", "l0*"))
 
-    @pytest.mark.parametrize("step", ["carry_external_data", "write"])
+    @pytest.mark.parametrize("step", [(carry.Carry, "finish"), (io, "write")])
     @pytest.mark.parametrize("away", ["", "out/"])
     @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt, MemoryError])
     def test_what_stops_it_leaves_the_old_ones_whole(
-        self, step: str, away: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+        self,
+        step: tuple[object, str],
+        away: str,
+        error: type[BaseException],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         external()
         Path("out").mkdir()
@@ -319,7 +325,7 @@ class TestOverwriting:
         def stop(*_: object, **__: object) -> None:
             raise error
 
-        monkeypatch.setattr(io, step, stop)
+        monkeypatch.setattr(*step, stop)
         assert fuse("m.onnx", f"{away}o.onnx") != 0
         assert files() == before
 
@@ -334,6 +340,98 @@ class TestOverwriting:
             os._exit(1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
         assert {name: data for name, data in files().items() if name in before} == before
+
+
+@pytest.mark.usefixtures("ahead")
+class TestAhead:
+    """Large data files are copied while the model is fused and proved."""
+
+    @pytest.fixture
+    def ahead(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(carry, "AT_ONCE", 1)
+        external("in/m")
+        Path("out").mkdir()
+
+    def test_it_is_whole_beside_the_output(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def never(*_: object) -> None:
+            raise AssertionError
+
+        monkeypatch.setattr(carry, "_copied", never)
+        assert fuse("in/m.onnx", "out/o.onnx", "--only", "l0*") == 0
+        assert set(files("out")) == {"out/o.onnx", f"out/{NEW}", "out/m.data"}
+        assert Path("out/m.data").read_bytes() == Path("in/m.data").read_bytes()
+        assert Path("out/m.data").stat().st_mode == Path("out/o.onnx").stat().st_mode
+
+    def test_nothing_is_copied_that_the_plan_leaves_unused(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        begun: list[object] = []
+        monkeypatch.setattr(carry.Carry, "begin", lambda _, given: begun.append(given))
+        assert fuse("in/m.onnx", "out/o.onnx") == 0
+        assert begun == [{}]
+        assert set(files("out")) == {"out/o.onnx", f"out/{NEW}"}
+
+    def test_what_is_unused_in_the_end_gets_no_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A plan may leave what a later one takes."""
+        monkeypatch.setattr(fusing, "dropped", lambda _: set())
+        assert fuse("in/m.onnx", "out/o.onnx") == 0
+        assert set(files("out")) == {"out/o.onnx", f"out/{NEW}"}
+
+    @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+    def test_a_run_that_fails_leaves_nothing(
+        self, error: BaseException, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        full = isinstance(error, OSError)
+        real = carry._fill
+
+        def stop(*given: Any) -> None:
+            if full:
+                real(*given)
+            raise error
+
+        monkeypatch.setattr(*((carry, "_fill") if full else (fusing, "_verify_whole")), stop)
+        assert fuse("in/m.onnx", "out/o.onnx", "--only", "l0*") == (2 if full else 130)
+        assert files("out") == {}
+        assert not any(thread.daemon for thread in threading.enumerate())
+
+    def test_the_end_of_a_run_is_heard_while_it_is_copied(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        calls: list[int] = []
+        real = os.copy_file_range
+
+        def slow(source: int, target: int, count: int) -> int:
+            calls.append(count)
+            failed.wait(10)
+            return real(source, target, count)
+
+        def fail(*_: object) -> None:
+            failed.set()
+            raise onnxfuse.ProofError("not equal")
+
+        failed = threading.Event()
+        monkeypatch.setattr(os, "copy_file_range", slow)
+        monkeypatch.setattr(fusing, "_verify_whole", fail)
+        assert fuse("in/m.onnx", "out/o.onnx", "--only", "l0*") == 3
+        assert len(calls) < 10  # of some thousands
+        assert files("out") == {}
+
+    @pytest.mark.parametrize("theirs", ["same", "other"])
+    def test_a_file_that_comes_into_being_meanwhile(
+        self, theirs: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        held = Path("in/m.data").read_bytes() if theirs == "same" else b"else"
+        real = fusing._verify_whole
+
+        def meanwhile(*given: Any) -> Any:
+            Path("out/m.data").write_bytes(held)
+            return real(*given)
+
+        monkeypatch.setattr(fusing, "_verify_whole", meanwhile)
+        code = fuse("in/m.onnx", "out/o.onnx", "--only", "l0*")
+        assert code == (0 if theirs == "same" else 2)
+        assert Path("out/m.data").read_bytes() == held
+        assert not [name for name in files("out") if name.startswith("out/.")]
 
 
 class TestAsked:

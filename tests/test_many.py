@@ -19,7 +19,7 @@ import onnx
 import pytest
 
 import onnxfuse
-from onnxfuse.model import io
+from onnxfuse.model import carry, io
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "pytorch"
 NAMES = ["repvgg_s1_g1.ts", "dbb_k3_s1.ts", "basic_block.ts", "acnet_k3_s2.ts", "bsconv_s.ts"]
@@ -177,7 +177,7 @@ def test_data_is_copied_whole_however_far_the_system_copies(
     if real is None and ends != "at once":
         pytest.skip("this system copies nothing by itself")
     monkeypatch.setattr(os, "copy_file_range", some, raising=False)
-    io._copy(place, new)
+    carry._copied(place, new)
     assert new.read_bytes() == place.read_bytes()
     assert calls
 
@@ -188,19 +188,19 @@ def test_a_file_that_another_run_copied_first_stays(
     """It appears between the look and the copy."""
     place, new = tmp_path / "weights", tmp_path / "new"
     place.write_bytes(b"mine")
-    real = io._fill
+    real = carry._fill
 
-    def slow(source: Path, temporary: Path) -> None:
+    def slow(source: Path, temporary: Path, *_: object) -> None:
         real(source, temporary)
         new.write_bytes(theirs)
 
-    monkeypatch.setattr(io, "_fill", slow)
+    monkeypatch.setattr(carry, "_fill", slow)
     theirs = b"mine"
-    io._copy(place, new)
+    carry._copied(place, new)
     new.unlink()
     theirs = b"else"
     with pytest.raises(onnxfuse.InputError, match="cannot be written"):
-        io._copy(place, new)
+        carry._copied(place, new)
     assert new.read_bytes() == b"else"
     assert {path.name for path in tmp_path.iterdir()} == {"weights", "new"}
 

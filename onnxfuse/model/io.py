@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +17,6 @@ from onnxfuse.errors import InputError
 from onnxfuse.model import held, temporary, tensors, walk
 from onnxfuse.model.held import Hold, Serialised
 
-AT_ONCE = 1 << 26
-"""Bytes that are copied at once; in between, Ctrl-C is heard."""
 _UMASK = threading.Lock()
 """It can only be read by setting it; two threads that did so at once would leave it at 0."""
 
@@ -142,27 +139,14 @@ def write(path: Path, data: bytes | Serialised) -> None:
 
 
 @contextlib.contextmanager
-def _replacing(path: Path, *, only_new: bool = False) -> Iterator[Path]:
+def _replacing(path: Path) -> Iterator[Path]:
     try:
         with temporary.beside(path) as place:
             yield place
             place.chmod(mode_of(path))
-            if only_new:
-                _link(place, path)
-            else:
-                place.replace(path)
+            place.replace(path)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from error
-
-
-def _link(made: Path, path: Path) -> None:
-    """Give a file its name if nothing has that; a rename would replace what another run wrote."""
-    try:
-        path.hardlink_to(made)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without links
-        made.replace(path)
 
 
 def mode_of(path: Path) -> int:
@@ -173,35 +157,6 @@ def mode_of(path: Path) -> int:
         mask = os.umask(0)
         os.umask(mask)
     return 0o666 & ~mask
-
-
-def carry_external_data(
-    model: onnx.ModelProto,
-    source: Path | None,
-    target: Path,
-    carried: list[Path] | None = None,
-    own: str = "",
-) -> None:
-    """Copy the data files a model refers to beside an output in another directory.
-
-    Nothing is copied where one of them cannot be. What was is added to ``carried``; ``own`` is
-    the data file that the output has there already.
-    """
-    if source is None or source.resolve() == target.resolve():
-        return
-    files = data_files(model, source, own)
-    copies = {target / where: place for where, place in files.items()}
-    for new, place in copies.items():
-        if new.exists() and not _same(place, new):
-            raise InputError(
-                f"{new} exists and differs from the data file {place}; "
-                "choose another output directory or remove it"
-            )
-    for new, place in copies.items():
-        if not new.exists():
-            _copy(place, new)
-            if carried is not None:
-                carried.append(new)
 
 
 def check_kept(source: str | os.PathLike[str], target: Path, outputs: Iterable[str]) -> list[Path]:
@@ -240,54 +195,16 @@ def _is_same_place(left: Path, right: Path) -> bool:
         return False
 
 
-def _copy(place: Path, new: Path) -> None:
-    try:
-        new.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{new.parent} cannot be made: {error.strerror}") from error
-    try:
-        with _replacing(new, only_new=True) as copy:
-            _fill(place, copy)
-    except InputError:
-        if not (new.exists() and _same(place, new)):  # another run may have been faster
-            raise
+def data_files(
+    model: onnx.ModelProto, base: Path | None, own: str = "", dropped: Container[str] = ()
+) -> dict[str, Path]:
+    """The external data files of a model by location, but for ``own``. Raises `InputError`.
 
-
-def _fill(place: Path, copy: Path) -> None:
-    """Copy the data of a file into one that is there and empty.
-
-    It is not truncated: file systems write out what was, as soon as it is closed, for fear of
-    losing both the old data and the new; that takes half as long as to copy.
+    Tensors that are ``dropped`` do not count.
     """
-    with place.open("rb") as source, copy.open("r+b") as target:
-        with contextlib.suppress(AttributeError, OSError):  # not every system or pair of disks
-            while os.copy_file_range(source.fileno(), target.fileno(), AT_ONCE):
-                pass
-        done = os.lseek(source.fileno(), 0, os.SEEK_CUR)
-        for stream in (source, target):
-            stream.seek(done)
-        shutil.copyfileobj(source, target, AT_ONCE)  # the rest, where that ended early
-
-
-def _same(left: Path, right: Path) -> bool:
-    if left.samefile(right):
-        return True
-    if left.stat().st_size != right.stat().st_size:
-        return False
-    with left.open("rb") as a, right.open("rb") as b:
-        while True:
-            block = a.read(1 << 20)
-            if block != b.read(1 << 20):
-                return False
-            if not block:
-                return True
-
-
-def data_files(model: onnx.ModelProto, base: Path | None, own: str = "") -> dict[str, Path]:
-    """The external data files of a model by location, but for ``own``. Raises `InputError`."""
     found: dict[str, Path] = {}
     for tensor in walk.stored(model):
-        if tensors.in_file(tensor):
+        if tensors.in_file(tensor) and tensor.name not in dropped:
             location = held.entries(tensor).get("location", "")
             if location not in found and (not own or location != own):
                 found[location] = place = tensors.external_path(tensor, base)

@@ -11,7 +11,7 @@ import contextlib
 import mmap
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,6 +21,7 @@ from onnx import TensorProto
 
 from onnxfuse.errors import InputError
 from onnxfuse.model import held, io, tensors, walk
+from onnxfuse.model.carry import Carry
 from onnxfuse.model.held import Serialised
 from onnxfuse.model.store import MARK, THRESHOLD, DataFile, Held, Store
 
@@ -68,6 +69,7 @@ class Output:
         """Where fused weights go."""
         if file is not None or self._locations:
             self.store = self.data
+        self._carry = Carry(given.base, place.parent)
         if file is not None and file in self._locations:
             raise InputError(f"--external-data {file!r} is a data file of the model; name another")
 
@@ -82,7 +84,26 @@ class Output:
     def __exit__(
         self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None
     ) -> None:
+        self._carry.discard()
         self.data.discard()
+
+    @property
+    def carries(self) -> bool:
+        """Whether data files have to be copied."""
+        return self._carry.needed and bool(self._locations) and self._file is None
+
+    def begin(self, dropped: Container[str]) -> None:
+        """Copy data files from now on, but for those that hold only initializers that go.
+
+        Raises `InputError` where one cannot lie beside the output.
+        """
+        self._carry.begin(self._files(self._given.model, dropped))
+
+    def _files(self, model: onnx.ModelProto, dropped: Container[str] = ()) -> dict[str, Path]:
+        """The data files of a model that the output's own is none of."""
+        if self._given.base is None:
+            return {}
+        return io.data_files(model, self._given.base, self.data.location, dropped)
 
     def _free(self) -> str:
         """A name that no file has, and none that the model refers to."""
@@ -157,9 +178,7 @@ class Output:
         carried: list[Path] = []
         named = False
         try:
-            io.carry_external_data(
-                model, self._given.base, self.place.parent, carried, self.data.location
-            )
+            self._carry.finish(self._files(model), carried)
             named = self.data.commit(io.mode_of(self.place), durable=self.place.exists())
             io.write(self.place, data)
         except BaseException:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxfuse import describe
+from onnxfuse import describe, forked
 from onnxfuse.errors import InputError, within
 from onnxfuse.evaluate.parts import recycle
 from onnxfuse.layout import Relaid
@@ -26,6 +26,7 @@ from onnxfuse.model.saving import Output, located
 from onnxfuse.model.shapes import Shape
 from onnxfuse.model.store import Held, Memory, Nowhere, Store
 from onnxfuse.options import Options
+from onnxfuse.realise import Replacement
 from onnxfuse.records import Kept, RegionError, RegionReport, Report, Verification
 from onnxfuse.refusal import Code
 from onnxfuse.rounds import Pass, Plan, Rounds, data_size, dropped
@@ -267,7 +268,7 @@ def _proved(rounds: Rounds, options: Options, watch: Watch) -> list[RegionReport
     found = [describe.layout(laid, _prove_layout(laid)) for laid in rounds.laid]
     for one in rounds.passes:
         watch.enter("prove")
-        errors = _prove(one, watch)
+        errors = _prove(one, options, watch)
         watch.enter("report")
         found += (
             describe.region(replacement, one.plan.problem, error, read=options.ranges)
@@ -314,17 +315,22 @@ def _prove_layout(laid: Relaid) -> RegionError:
     return prove_layout(laid)
 
 
-def _prove(found: Pass, watch: Watch) -> list[RegionError]:
+def _prove(found: Pass, options: Options, watch: Watch) -> list[RegionError]:
     if not found.replacements:
         return []
     from onnxfuse.verify.region import prove
 
-    errors = []
-    for index, replacement in enumerate(found.replacements):
-        watch.show("proving", index, len(found.replacements))
+    def proved(replacement: Replacement) -> RegionError:
         kind = found.plan.shapes.type_of(replacement.root)
         dtype, roundoff = tensors.dtype_of(kind), tensors.FLOATS[kind]
-        errors.append(prove(replacement, found.plan.view, dtype, roundoff))
+        error = prove(replacement, found.plan.view, dtype, roundoff)
+        replacement.forget()
+        return error
+
+    show = partial(watch.show, "proving")
+    sizes = [replacement.size for replacement in found.replacements]
+    errors = forked.each(proved, found.replacements, sizes, options.processes, show)
+    for replacement in found.replacements:
         replacement.forget()
     return errors
 

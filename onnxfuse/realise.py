@@ -52,6 +52,11 @@ class Replacement:
         """The folded weights by name."""
         return {name: weight.value for name, weight in self.weights.items()}
 
+    @property
+    def size(self) -> int:
+        """The elements of its weights."""
+        return sum(weight.size for weight in self.weights.values())
+
     def forget(self) -> None:
         """Keep no float64 array; what is needed again is folded again."""
         self.memo.clear()

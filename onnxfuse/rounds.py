@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import onnx
 
+from onnxfuse import forked
 from onnxfuse.emit import NewNode, Weight
 from onnxfuse.errors import InputError, OnnxfuseError, ProofError
 from onnxfuse.layout import Relaid, relaid
@@ -283,33 +285,54 @@ def _one_pass(graph: Graph, found: Shapes, constants: Constants, given: Given) -
             given.planned = None
         given.watch.enter("fold")
         fresh = splice.fresh_names(graph)
-        made: list[Replacement] = []
-        bad: set[str] = set()
-        kept, replaced = 0, plan.replaced
-        for index, region in enumerate(replaced):
-            given.watch.show("fusing", index, len(replaced))
-            replacement = realise(region, fresh, graph.opset, plan.problem.facts)
-            made.append(replacement)
-            kind = found.type_of(replacement.root)
-            if given.dry:
-                continue
-            finite = splice.store_weights(replacement, kind, store)
-            kept += sum(weight.size for weight in replacement.weights.values())
-            if kept > KEPT:
-                replacement.forget()
-            if not finite:
-                bad.add(replacement.root)
-                overflows.append(
-                    Refusal(
-                        Code.OVERFLOW,
-                        "the fused weights are not finite in the model's type",
-                        region.root.node.label,
-                    )
-                )
+        made = [realise(region, fresh, graph.opset, plan.problem.facts) for region in plan.replaced]
+        bad = [] if given.dry else _stored(made, found, store, given)
         if not bad:
             return Pass(plan, made, overflows)
-        forbidden |= bad
+        overflows += (
+            Refusal(
+                Code.OVERFLOW,
+                "the fused weights are not finite in the model's type",
+                replacement.region.root.node.label,
+            )
+            for replacement in bad
+        )
+        forbidden |= {replacement.root for replacement in bad}
         store.back_to(mark)
+
+
+def _stored(
+    made: Sequence[Replacement], found: Shapes, store: Store, given: Given
+) -> list[Replacement]:
+    """Fold the weights, round them to the model's type and store them.
+
+    Gives the replacements of which some are not finite. What goes to a file is shared among
+    processes, so that room is made for all of it first.
+    """
+    types = [tensors.dtype_of(found.type_of(replacement.root)) for replacement in made]
+    apart: list[list[Weight]] = []
+    finite: list[bool] = []
+    kept = 0
+    for index, (replacement, kind) in enumerate(zip(made, types, strict=True)):
+        given.watch.show("fusing", index, len(made))
+        weights = list(replacement.weights.values())
+        apart.append([weight for weight in weights if store.place(weight, kind)])
+        finite.append(all(store.keep(w, kind) for w in weights if w not in apart[-1]))
+        kept += replacement.size
+        if kept > KEPT:
+            replacement.forget()
+
+    def fill(index: int) -> bool:
+        good = all(store.keep(weight, types[index]) for weight in apart[index])
+        if kept > KEPT:
+            made[index].forget()
+        return good
+
+    sizes = [sum(weight.size for weight in weights) for weights in apart]
+    show = partial(given.watch.show, "fusing")
+    filled = forked.each(fill, range(len(made)), sizes, given.options.processes, show)
+    good = [all(pair) for pair in zip(finite, filled, strict=True)]
+    return [replacement for replacement, fine in zip(made, good, strict=True) if not fine]
 
 
 def _stores_apart(graph: Graph) -> bool:

@@ -20,7 +20,6 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 import onnxfuse
 from onnxfuse import emit, fusing, ranges, rounds
 from onnxfuse.cli import main
-from onnxfuse.emit import Weight
 from onnxfuse.evaluate import linear, parts
 from onnxfuse.fusing import _worked
 from onnxfuse.model import carry, io, saving, store, walk
@@ -228,11 +227,9 @@ class TestNewWeights:
     ) -> None:
         real = DataFile._append
 
-        def wrong(
-            self: DataFile, offset: int, weight: Weight, start: int, stop: int, part: np.ndarray
-        ) -> bool:
+        def wrong(self: DataFile, offset: int, start: int, stop: int, part: np.ndarray) -> bool:
             part.flat[7] = np.nextafter(part.flat[7], 9)
-            return real(self, offset, weight, start, stop, part)
+            return real(self, offset, start, stop, part)
 
         monkeypatch.setattr(DataFile, "_append", wrong)
         external()

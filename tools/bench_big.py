@@ -169,13 +169,18 @@ def timed(command: list[str]) -> Ran:
 
 
 def anonymous(pid: int) -> int:
-    """The anonymous memory of a process in bytes; 0 once it is gone."""
+    """The anonymous memory of a process and of those it forked, in bytes; 0 once it is gone.
+
+    What these still share counts for each.
+    """
     try:
         text = Path(f"/proc/{pid}/status").read_text()
+        forked = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
         return 0
     lines = [line for line in text.splitlines() if line.startswith("RssAnon:")]
-    return int(lines[0].split()[1]) * 1024 if lines else 0
+    own = int(lines[0].split()[1]) * 1024 if lines else 0
+    return own + sum(anonymous(int(child)) for child in forked)
 
 
 def rows(model: Path, out: Path, only: str = "") -> list[Row]:

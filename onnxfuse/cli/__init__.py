@@ -33,12 +33,13 @@ def script() -> None:
     """The program: `main`, and an end that does not take apart what the system takes back anyway.
 
     That is a tenth of the time of a small file. Python ends the long way where it raised
-    `SystemExit`, for an error that says so, and where processes were started, for what they share
-    has to be given back.
+    `SystemExit`, for an error that says so, and where a pool of processes was started, for what
+    they share has to be given back.
     """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # products are small; proofs are shared
     gc.set_threshold(COLLECTED, 50, 50)
     code = main()
-    if "multiprocessing" not in sys.modules:
+    if "onnxfuse.pool" not in sys.modules:
         try:
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()

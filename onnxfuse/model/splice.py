@@ -17,7 +17,6 @@ from onnxfuse.emit import NewNode, Weight
 from onnxfuse.model import tensors, walk
 from onnxfuse.model.graph import PROVENANCE, Graph
 from onnxfuse.model.shapes import Shapes
-from onnxfuse.model.store import Store
 from onnxfuse.realise import Replacement
 
 
@@ -71,12 +70,6 @@ def _constant(name: str, weight: Weight, data_type: int, location: str) -> Tenso
     length = weight.size * tensors.dtype_of(data_type).itemsize
     tensors.refer(made, location, weight.stored.offset, length)
     return made
-
-
-def store_weights(replacement: Replacement, data_type: int, store: Store) -> bool:
-    """Round the weights to the model's type and store them; whether all of them are finite."""
-    kind = tensors.dtype_of(data_type)
-    return all(store.keep(weight, kind) for weight in replacement.weights.values())
 
 
 def splice(

@@ -45,6 +45,10 @@ class Store(Protocol):
         """Round a weight once and store it; whether it is finite in its type."""
         ...
 
+    def place(self, weight: Weight, dtype: np.dtype[Any]) -> bool:
+        """Make room for a weight where another process may store it; whether there is any."""
+        ...
+
     def mark(self) -> tuple[int, int]:
         """A place to come back to where what was stored since is not needed."""
         ...
@@ -59,6 +63,9 @@ class Memory:
 
     location = ""
     size = 0
+
+    def place(self, weight: Weight, dtype: np.dtype[Any]) -> bool:
+        return False
 
     def keep(self, weight: Weight, dtype: np.dtype[Any]) -> bool:
         target = np.empty(weight.shape, dtype)
@@ -84,6 +91,9 @@ class Held:
     @property
     def location(self) -> str:
         return self._hold.name
+
+    def place(self, weight: Weight, dtype: np.dtype[Any]) -> bool:
+        return False
 
     def keep(self, weight: Weight, dtype: np.dtype[Any]) -> bool:
         finite = self._memory.keep(weight, dtype)
@@ -113,6 +123,16 @@ def _put(target: Any, weight: Weight, start: int, stop: int, part: Any) -> bool:
     return bool(np.isfinite(part).all())
 
 
+def _write(stream: BinaryIO, data: memoryview, at: int) -> int:
+    """Write at a place; the bytes that were. Other processes may write to the same file."""
+    if hasattr(os, "pwrite"):
+        return os.pwrite(stream.fileno(), data, at)
+    stream.seek(at)
+    stream.write(data)
+    stream.flush()
+    return data.nbytes
+
+
 class Nowhere:
     """Keeps no large weight: for models that are looked at and never written."""
 
@@ -122,6 +142,9 @@ class Nowhere:
         self.threshold = threshold
         self.size = 0
         self._memory = Memory()
+
+    def place(self, weight: Weight, dtype: np.dtype[Any]) -> bool:
+        return False
 
     def keep(self, weight: Weight, dtype: np.dtype[Any]) -> bool:
         size = weight.size * dtype.itemsize
@@ -160,26 +183,34 @@ class DataFile:
         return self._temporary or self.folder / self.location
 
     def keep(self, weight: Weight, dtype: np.dtype[Any]) -> bool:
-        if weight.size * dtype.itemsize < self.threshold:
+        if weight.stored is None and not self.place(weight, dtype):
             return self._memory.keep(weight, dtype)
-        offset = self.reserve(weight.size * dtype.itemsize)
-        pieces = _rounded(weight, dtype)
+        assert weight.stored is not None
+        offset, pieces = weight.stored.offset, _rounded(weight, dtype)
+        assert offset is not None
         if weight.axis:
             target = np.memmap(self.path, dtype, "r+", offset, weight.shape)
-            finite = all(_put(target, weight, *piece) for piece in pieces)
-        else:  # rows follow each other, and writing costs a tenth of mapping
-            finite = all(self._append(offset, weight, *piece) for piece in pieces)
+            return all(_put(target, weight, *piece) for piece in pieces)
+        # rows follow each other, and writing costs a tenth of mapping
+        return all(self._append(offset, *piece) for piece in pieces)
+
+    def place(self, weight: Weight, dtype: np.dtype[Any]) -> bool:
+        if weight.size * dtype.itemsize < self.threshold:
+            return False
+        offset = self.reserve(weight.size * dtype.itemsize)
         stored = np.memmap(self.path, dtype, "r", offset, weight.shape)
         weight.stored = Stored(stored.view(np.ndarray), offset)
-        return finite
+        return True
 
-    def _append(self, offset: int, weight: Weight, start: int, stop: int, part: Any) -> bool:
+    def _append(self, offset: int, start: int, stop: int, part: Any) -> bool:
         """Write a run of rows of a weight that begins at ``offset``; whether it is finite."""
         assert self._stream is not None
+        at = offset + start * part.nbytes // (stop - start)
+        left = np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
         with self._written():
-            self._stream.seek(offset + start * part.nbytes // (stop - start))
-            self._stream.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
-            self._stream.flush()
+            while left.nbytes:
+                done = _write(self._stream, left, at)
+                left, at = left[done:], at + done
         return bool(np.isfinite(part).all())
 
     def mark(self) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from onnxfuse.algebra.geometry import Geometry, Lengths
 from onnxfuse.algebra.source import Plane
 from onnxfuse.algebra.weights import Array
 
-LARGE, PIECE = 1 << 20, 1 << 19
+LARGE, PIECE = 1 << 20, 1 << 18
 """Constants that read more elements than the first are made in pieces of the second, which the
 caches of a processor hold, and are not kept."""
 

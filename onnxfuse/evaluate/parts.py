@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-LARGE, PIECE = 1 << 20, 1 << 19
+LARGE, PIECE = 1 << 20, 1 << 18
 """Arrays of more elements than the first are read in pieces of the second, which the caches of a
 processor hold, if their shapes allow."""
 

@@ -5,10 +5,13 @@ It knows nothing of what is measured.
 
 from __future__ import annotations
 
+import contextlib
 import os
-import resource
+import select
+import signal
 import statistics
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -153,11 +156,15 @@ def geometric(ratios: Sequence[Ratio]) -> tuple[float, float, float]:
     return middle, float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
 
 
+SAMPLED = 20
+"""Milliseconds between two looks at the memory of a process."""
+
+
 @dataclass
 class Ran:
     """A program that was run: seconds by the clock and of the processor; why it failed, if so.
 
-    ``memory`` is the peak of its anonymous memory in bytes, where that was sampled.
+    ``memory`` is the peak of its memory in bytes, or of what of that is anonymous.
     """
 
     wall: float
@@ -168,27 +175,49 @@ class Ran:
 
 def run(command: Sequence[str], limit: float, cwd: Path | None = None) -> Ran:
     """Run a program to its end or for ``limit`` seconds."""
-    before, begin = _children(), time.perf_counter()
-    try:
-        done = subprocess.run(
-            command, capture_output=True, timeout=limit, check=False, cwd=cwd, env=_environment()
+    with tempfile.TemporaryFile() as heard:
+        begin = time.perf_counter()
+        process = subprocess.Popen(
+            command, stdout=heard, stderr=subprocess.STDOUT, cwd=cwd, env=_environment()
         )
-        said = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()
-        failed = f"exit {done.returncode}: {said[-1][:120] if said else ''}"
-        failed = failed if done.returncode else ""
-    except subprocess.TimeoutExpired:
+        peak = _watched(process, limit)
+        _, status, used = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - begin
+        process.returncode = code = os.waitstatus_to_exitcode(status)
+        heard.seek(0)
+        said = heard.read().decode(errors="replace").strip().splitlines()
+    failed = f"exit {code}: {said[-1][:120] if said else ''}" if code else ""
+    if code == -signal.SIGKILL and seconds >= limit:
         failed = f"not done in {limit:g} s"
-    return Ran(time.perf_counter() - begin, _children() - before, failed)
+    return Ran(seconds, used.ru_utime + used.ru_stime, failed, peak)
+
+
+def _watched(process: subprocess.Popen[bytes], limit: float) -> int:
+    """Wait for the end of a process, which comes after ``limit`` seconds; its peak of memory."""
+    ending = select.poll()
+    handle = os.pidfd_open(process.pid)
+    ending.register(handle, select.POLLIN)
+    begin, peak = time.monotonic(), 0
+    while not ending.poll(SAMPLED):
+        peak = max(peak, _peak(process.pid))
+        if time.monotonic() - begin > limit:
+            process.kill()
+    os.close(handle)
+    return peak
+
+
+def _peak(pid: int) -> int:
+    """The peak so far of what a process had in memory, in bytes."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 def _environment() -> dict[str, str]:
     """As users have it: byte code is kept, whatever this process was told."""
     return {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-
-
-def _children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 @dataclass

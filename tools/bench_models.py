@@ -33,10 +33,11 @@ def exported(cache: Path) -> Path:
     """The folder with the exports of `systems_wide`, made where it is not there yet."""
     folder = cache / "wide"
     done = folder / "complete"
-    if not done.exists():
+    table = (TOOLS / "systems_wide.py").read_text()
+    if not done.exists() or done.read_text() != table:
         command = [sys.executable, str(TOOLS / "export_pytorch.py"), "--table", "wide"]
         subprocess.run([*command, "--large", "--out", str(folder)], check=True)
-        done.touch()
+        done.write_text(table)
     return folder
 
 

@@ -51,7 +51,7 @@ def _middle(values: list[float]) -> float:
 def ordinary(folders: list[Path], only: list[str]) -> list[File]:
     """The exports of whole networks and stacks that are no larger than ordinary ones."""
     names = ("repvgg_a0.ts", "repvgg_a0.preserve", "mobileone.ts", "resnet18.ts", "dbb_k3_s1.ts",
-             "dbb_stack5.ts")  # fmt: skip
+             "dbb_stack5.ts", "resnet50.preserve")  # fmt: skip
     found = []
     for folder in folders:
         for name in names:
@@ -100,7 +100,8 @@ def _cell(one: File, tool: str) -> str:
     if failed:
         return failed
     processor = _middle([ran.processor for ran in one.ran[tool]])
-    return f"{_middle(one.seconds(tool)):.2f} s ({processor:.2f})"
+    memory = max(ran.memory for ran in one.ran[tool]) / (1 << 20)
+    return f"{_middle(one.seconds(tool)):.2f} s ({processor:.2f}), {memory:.0f} MiB"
 
 
 def section(found: list[File]) -> Section:
@@ -122,8 +123,9 @@ def section(found: list[File]) -> Section:
     result = Section(
         "Whole processes",
         "From the start of the program to its end, tools in turn, by the clock; processor seconds "
-        "in brackets. The ratio is to the fastest of onnxsim and onnxslim whose output is right "
-        f"(relative RMS below {WRONG:g}), though neither merges a branch.",
+        "in brackets, and the peak of memory, mapped files included. The ratio is to the fastest "
+        f"of onnxsim and onnxslim whose output is right (relative RMS below {WRONG:g}), though "
+        "neither merges a branch.",
         [(titles, rows)],
     )
     for tool, aim in AIMS.items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 Data = bytes | mmap.mmap
 VARINT, FIXED64, LEN, FIXED32 = 0, 1, 2, 5
@@ -22,8 +22,7 @@ class UnreadableError(ValueError):
     """Bytes are no message, or one of a form that is not walked."""
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(NamedTuple):
     """One field: its number and kind, where its key begins, and where its value begins and ends."""
 
     number: int

@@ -179,3 +179,19 @@ def test_what_replaces_a_file_is_on_the_disk_before(
     io.write(tmp_path / "o", b"second")
     assert len(synced) == 1
     assert (tmp_path / "o").read_bytes() == b"second"
+
+
+class TestAhead:
+    """A file that is read while other things are loaded."""
+
+    def test_it_gives_what_is_read(self, tmp_path: Path) -> None:
+        (tmp_path / "f").write_bytes(b"what it holds")
+        ahead = files.Ahead(tmp_path / "f")
+        assert ahead.data() == ahead.data() == b"what it holds"
+
+    def test_it_says_what_is_wrong_when_it_is_asked(self, tmp_path: Path) -> None:
+        ahead = files.Ahead(tmp_path / "nowhere")
+        with pytest.raises(InputError, match="nowhere does not exist"):
+            ahead.data()
+        with pytest.raises(InputError, match="is a directory"):
+            files.Ahead(tmp_path).data()

@@ -20,6 +20,7 @@ from onnxfuse.cli.examine import (
 )
 from onnxfuse.cli.progress import progress
 from onnxfuse.errors import InputError
+from onnxfuse.files import Ahead
 from onnxfuse.outcome import Examined, Exit, Failure, Outcome
 from onnxfuse.version import __version__
 from onnxfuse.watch import Watch
@@ -28,6 +29,7 @@ from onnxfuse.watch import Watch
 def run(chosen: argparse.Namespace) -> Outcome:
     """Fuse one model; everything that can fail comes before the first file is written."""
     watch = Watch()
+    ahead = Ahead(Path(chosen.input))
     from onnxfuse.model import io, saving
 
     wanted = options(chosen)
@@ -39,7 +41,7 @@ def run(chosen: argparse.Namespace) -> Outcome:
         saving.check_file(chosen.external_data, place, chosen.input, chosen.report)
     orphans = left(place, page, *carried)
     with progress(enabled=not chosen.quiet) as watch.show:
-        found = examined(chosen.input, partial(_fuse, chosen, wanted, place, page), watch)
+        found = examined(chosen.input, partial(_fuse, chosen, ahead, wanted, place, page), watch)
     notes = () if found.failure is not None else (*said((found,)), *unmatched(wanted.met, chosen))
     outcome = Outcome("fuse", (found,), None, __version__, (*orphans, *notes))
     if found.output is None:  # else the page is written, or known not to be
@@ -48,7 +50,12 @@ def run(chosen: argparse.Namespace) -> Outcome:
 
 
 def _fuse(
-    chosen: argparse.Namespace, wanted: Watched, place: Path, page: Path | None, watch: Watch
+    chosen: argparse.Namespace,
+    ahead: Ahead,
+    wanted: Watched,
+    place: Path,
+    page: Path | None,
+    watch: Watch,
 ) -> Examined:
     from onnxfuse.fusing import fuse_model
     from onnxfuse.model import io
@@ -56,7 +63,7 @@ def _fuse(
 
     threshold = writing.threshold(chosen)
     watch.enter("read")
-    given = io.load(chosen.input)
+    given = io.load(chosen.input, ahead)
     with Output(place, given, chosen.external_data, threshold) as output:
         result = fuse_model(given, wanted, watch, output)
         found = Examined(chosen.input, result.report, output=chosen.output)

@@ -38,10 +38,14 @@ class Loaded:
         return None if self.path is None else self.path.parent
 
 
-def load(path: str | os.PathLike[str]) -> Loaded:
-    """Parse a model file; external data stays where it is. Raises `InputError`."""
+def load(path: str | os.PathLike[str], ahead: files.Ahead | None = None) -> Loaded:
+    """Parse a model file; external data stays where it is. Raises `InputError`.
+
+    ``ahead`` is the file where it is being read already.
+    """
     place = Path(path)
-    return parse(files.read(place), str(place), place)
+    data = files.read(place) if ahead is None else ahead.data()
+    return parse(data, str(place), place)
 
 
 def base_of(path: str | os.PathLike[str]) -> Path:

@@ -68,6 +68,10 @@ class Memory:
         return False
 
     def keep(self, weight: Weight, dtype: np.dtype[Any]) -> bool:
+        if len(list(weight.runs())) == 1:
+            ((*_, part),) = _rounded(weight, dtype)
+            weight.stored = Stored(np.ascontiguousarray(part.reshape(weight.shape)))
+            return bool(np.isfinite(part).all())
         target = np.empty(weight.shape, dtype)
         weight.stored = Stored(target)
         return all(_put(target, weight, *piece) for piece in _rounded(weight, dtype))

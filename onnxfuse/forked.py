@@ -119,7 +119,8 @@ def _forked(
             )
             with warnings.catch_warnings():  # of threads, of which the fork does not need any
                 warnings.simplefilter("ignore", DeprecationWarning)
-                with suppress(OSError):  # no room for a process: this one does its share
+                # no room for a process, or this one may have none: it does that share itself
+                with suppress(OSError, AssertionError):
                     process.start()
                     started.append(process)
             theirs.close()

@@ -109,9 +109,16 @@ def test_a_process_that_dies_is_replaced_by_this_one() -> None:
     assert each(work) == list(range(7))
 
 
-def test_where_none_can_be_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        BlockingIOError(11, "Resource temporarily unavailable"),
+        AssertionError("daemonic processes are not allowed to have children"),
+    ],
+)
+def test_where_none_can_be_forked(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def full() -> int:
-        raise BlockingIOError(11, "Resource temporarily unavailable")
+        raise error
 
     monkeypatch.setattr(os, "fork", full)
     assert set(each(lambda _: os.getpid())) == {os.getpid()}

@@ -70,7 +70,7 @@ class Memory:
     def keep(self, weight: Weight, dtype: np.dtype[Any]) -> bool:
         if len(list(weight.runs())) == 1:
             ((*_, part),) = _rounded(weight, dtype)
-            weight.stored = Stored(np.ascontiguousarray(part.reshape(weight.shape)))
+            weight.stored = Stored(np.asarray(part.reshape(weight.shape), order="C"))
             return bool(np.isfinite(part).all())
         target = np.empty(weight.shape, dtype)
         weight.stored = Stored(target)

@@ -1,0 +1,55 @@
+"""Where weights go: each store keeps the shape, the order and the rounding of what is folded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onnxfuse.emit import Weight, plain
+from onnxfuse.model import held
+from onnxfuse.model.store import DataFile, Held, Memory, Store
+
+SHAPES: list[tuple[tuple[int, ...], int | None]] = [
+    ((), None), ((3,), None), ((1, 5, 1), None), ((4, 6), 0), ((4, 6), 1), ((5, 2, 3, 3), 0),
+]  # fmt: skip
+
+
+@pytest.fixture(params=["memory", "held", "file"])
+def store(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Store]:
+    monkeypatch.setattr(held, "LEAST", 8)
+    made: dict[str, Store] = {
+        "memory": Memory(), "held": Held(), "file": DataFile(tmp_path, "w", threshold=8),
+    }  # fmt: skip
+    yield made[request.param]
+    if isinstance(made["file"], DataFile):
+        made["file"].discard()
+
+
+@pytest.mark.parametrize(("shape", "axis"), SHAPES)
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("kind", [np.float32, np.float16, np.float64])
+def test_what_is_kept(
+    store: Store, shape: tuple[int, ...], axis: int | None, turned: bool, kind: type
+) -> None:
+    count = int(np.prod(shape))
+    value = np.linspace(-1, 1 / 3, count).reshape(shape[::-1] if turned else shape)
+    value = value.T if turned else value
+    weight = Weight(shape, plain(lambda: value), axis)
+    store.place(weight, np.dtype(kind))
+    assert store.keep(weight, np.dtype(kind))
+    assert weight.stored is not None
+    array = weight.stored.array
+    assert array.shape == shape
+    assert array.flags.c_contiguous
+    assert array.dtype == kind
+    assert np.array_equal(array, value.astype(kind))
+
+
+def test_what_is_not_finite_is_told(store: Store) -> None:
+    weight = Weight((4, 3), plain(lambda: np.full((4, 3), 1e300)), 0)
+    assert not store.keep(weight, np.dtype(np.float32))

@@ -87,7 +87,7 @@ def _tried(work: Callable[[T], R], item: T) -> R | Exception:
 
 def _received(theirs: Connection) -> Any:
     """What a process found; ``None`` where it died."""
-    with suppress(EOFError, OSError):
+    with suppress(Exception):  # it may be the error that does not come out as it went in
         return theirs.recv()
     return None
 
@@ -100,9 +100,6 @@ def _forked(
 
     They are gone when the block is left.
     """
-    if not shares:
-        yield []
-        return
     if not shares:
         yield []
         return
@@ -133,10 +130,19 @@ def _forked(
             end.close()
 
 
+def _end_with_parent() -> None:
+    """Let this process be killed when the one that forked it ends."""
+    import ctypes  # as NumPy does
+
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 def _work(
     work: Callable[[T], R], items: Sequence[T], share: Sequence[int], theirs: Connection, ours: int
 ) -> None:
     """Do a share and send what came of it, unless the process that wants it is gone."""
+    _end_with_parent()
     for name in ("SIGTERM", "SIGHUP"):  # what they clean up is not ours
         signal.signal(getattr(signal, name), signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other process hears it too, and ends this

@@ -374,11 +374,13 @@ class TestAhead:
         assert fuse("in/m.onnx", "out/o.onnx") == 0
         assert set(files("out")) == {"out/o.onnx", f"out/{NEW}"}
 
-    @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+    @pytest.mark.parametrize(
+        "error", [OSError(28, "No space left on device"), MemoryError(), KeyboardInterrupt()]
+    )
     def test_a_run_that_fails_leaves_nothing(
         self, error: BaseException, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        full = isinstance(error, OSError)
+        full = not isinstance(error, KeyboardInterrupt)
         real = carry._fill
 
         def stop(*given: Any) -> None:
@@ -391,15 +393,51 @@ class TestAhead:
         assert files("out") == {}
         assert not any(thread.daemon for thread in threading.enumerate())
 
-    def test_the_end_of_a_run_is_heard_while_it_is_copied(
+    def test_half_a_copy_gets_no_name(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(carry, "_fill", lambda _, copy, *more: copy.write_bytes(b"half"))
+        assert fuse("in/m.onnx", "out/o.onnx", "--only", "l0*") == 2
+        assert "changed while it was copied" in capsys.readouterr().err
+        assert files("out") == {}
+
+    def test_interrupted_twice_it_leaves_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        real = threading.Thread.join
+
+        def join(thread: threading.Thread, *given: Any) -> None:
+            real(thread, *given)
+            if thread.daemon and given == ():
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(threading.Thread, "join", join)
+        carrying = carry.Carry(Path("in"), Path("out"))
+        carrying.begin({"m.data": Path("in/m.data")})
+        with pytest.raises(KeyboardInterrupt):
+            carrying.discard()
+        assert files("out") == {}
+
+    def test_what_stands_in_the_way_of_an_unused_file_stays(
         self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(fusing, "dropped", lambda _: set())
+        Path("out/m.data").write_bytes(b"else")
+        assert fuse("in/m.onnx", "out/o.onnx") == 0
+        assert Path("out/m.data").read_bytes() == b"else"
+        assert fuse("in/m.onnx", "out/p.onnx", "--only", "l0*") == 2
+
+    @pytest.mark.parametrize("reads", [False, True])
+    def test_the_end_of_a_run_is_heard_while_it_is_copied(
+        self, reads: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         calls: list[int] = []
         real = os.copy_file_range
+        monkeypatch.setattr(carry, "BLOCK", 1)
 
         def slow(source: int, target: int, count: int) -> int:
             calls.append(count)
             failed.wait(10)
+            if reads:
+                raise OSError(18, "Invalid cross-device link")
             return real(source, target, count)
 
         def fail(*_: object) -> None:

@@ -20,7 +20,7 @@ from onnxfuse.cli import main
 from onnxfuse.errors import InputError, ProofError
 from onnxfuse.model import held, io, tensors, wire
 from onnxfuse.options import Options
-from onnxfuse.verify.session import opened
+from onnxfuse.verify.session import CannotRunError, opened
 from onnxfuse.watch import Watch
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "pytorch"
@@ -231,6 +231,44 @@ def test_onnxruntime_reads_them_where_they_are(kind: str, shift: int) -> None:
     assert held.is_held(model.graph.initializer[0])
     (found,) = opened(model, None).run(None, {"x": np.ones(1, np.float32)})
     assert np.array_equal(found, stored)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "y = Relu(x)",  # nothing reads w
+        "u = Unsqueeze<axes = [0]>(w) r = Relu(x) y = Expand(r, w)",
+    ],
+)
+def test_what_onnxruntime_takes_only_whole(text: str) -> None:
+    """Weights that it drops, and integers that it computes with while it loads."""
+    built = onnx_text.model(
+        f"(float[1] x) => (float[] y) {{ {text} }}", opset=11, w=np.ones(1 << 11, np.int64)
+    )
+    model, _hold = held.parse(canonical(built))
+    assert held.is_held(model.graph.initializer[0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(held, "serialised", None)
+        with pytest.raises(CannotRunError):
+            opened(model, None)
+    assert opened(model, None).get_outputs()
+
+
+def test_an_unread_weight_does_not_keep_the_model_from_running() -> None:
+    built = onnx_text.model(
+        """(float[1,4,8,8] x) => (float[] y) { d = Conv(x, w) y = Mul(d, s) }""",
+        w=np.ones((4, 4, 1, 1), np.float32), s=np.float32(2), u=np.ones(1 << 14, np.float32),
+    )  # fmt: skip
+    _, report = onnxfuse.fuse(built)
+    assert report.changed
+    assert report.verification is not None
+    assert report.verification.status == "passed"
+
+
+def test_a_text_that_begins_like_a_reference_is_a_text() -> None:
+    model = io.load(FIXTURES / "repvgg_a0.ts.onnx").model
+    model.graph.initializer[0].doc_string = "\0onnxfuse:"
+    assert held.serialised(model).joined() == canonical(model)
 
 
 def test_a_place_that_is_no_text_is_an_error(

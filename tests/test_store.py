@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 from onnxfuse.emit import Weight, plain
-from onnxfuse.model import held
+from onnxfuse.model import held, temporary
 from onnxfuse.model.store import DataFile, Held, Memory, Store
 
 SHAPES: list[tuple[tuple[int, ...], int | None]] = [
@@ -48,6 +50,22 @@ def test_what_is_kept(
     assert array.flags.c_contiguous
     assert array.dtype == kind
     assert np.array_equal(array, value.astype(kind))
+
+
+def test_what_a_killed_run_leaves_of_a_data_file_is_known(tmp_path: Path) -> None:
+    code = f"""
+import os
+from pathlib import Path
+from onnxfuse.model.store import DataFile
+made = DataFile(Path({str(tmp_path)!r}), "w")
+made.add(b"data")
+os.kill(os.getpid(), {{signal}})
+"""
+    for signal, count in ((15, 0), (9, 1)):
+        made = [sys.executable, "-c", code.format(signal=signal)]
+        assert subprocess.run(made, check=False).returncode == -signal
+        assert len(list(tmp_path.iterdir())) == count
+    assert temporary.left([tmp_path]) == list(tmp_path.iterdir())
 
 
 def test_what_is_not_finite_is_told(store: Store) -> None:

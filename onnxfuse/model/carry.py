@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +17,8 @@ from onnxfuse.model import io, temporary
 
 AT_ONCE = 1 << 26
 """Bytes that are copied at once; in between, an end of the run is heard."""
+BLOCK = 1 << 22
+"""The same, where it has to be read for that."""
 MOST = 16
 """Files that are copied ahead; one that keeps each tensor in a file of its own has thousands."""
 
@@ -37,15 +38,18 @@ class Carry:
         self._stack = contextlib.ExitStack()
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
-        self._error: OSError | None = None
+        self._error: BaseException | None = None
 
     def begin(self, files: Mapping[str, Path]) -> None:
-        """Copy large files from now on, while other things are done."""
-        left = self._lacking(files)
+        """Copy large files from now on, while other things are done.
+
+        What stands in the way of one may turn out not to matter, so that is for `finish` to say.
+        """
+        wanted = {self._target / where: place for where, place in files.items()}
         large = {
             new: place
-            for new, place in left.items()
-            if place.stat().st_size >= AT_ONCE and new.parent.is_dir()
+            for new, place in (wanted.items() if self.needed else ())
+            if place.stat().st_size >= AT_ONCE and new.parent.is_dir() and not os.path.lexists(new)
         }
         if not large or len(large) > MOST:
             return
@@ -83,7 +87,7 @@ class Carry:
         try:
             for new, place in files.items():
                 _fill(place, self._ahead[new], self._ending)
-        except OSError as error:
+        except BaseException as error:  # for the thread that wants the copy, whatever it is
             self._error = error
 
     def finish(self, files: Mapping[str, Path], carried: list[Path]) -> None:
@@ -110,10 +114,12 @@ class Carry:
     def discard(self) -> None:
         """End what goes on, and remove what has no name yet."""
         self._ending.set()
-        if self._thread is not None:
-            self._thread.join()
-        self._stack.close()
-        self._ahead.clear()
+        try:
+            if self._thread is not None:
+                self._thread.join()
+        finally:  # Ctrl-C once more
+            self._stack.close()
+            self._ahead.clear()
 
 
 @contextlib.contextmanager
@@ -138,11 +144,13 @@ def _copied(place: Path, new: Path) -> bool:
 def _named(place: Path, copy: Path, new: Path) -> bool:
     """Give a copy its name if nothing has that; another run may have been faster."""
     with _written(new):
+        if copy.stat().st_size != place.stat().st_size:
+            raise InputError(f"the data file {place} changed while it was copied to {new}")
         copy.chmod(io.mode_of(new))
         try:
             new.hardlink_to(copy)  # a rename would replace what another run wrote
         except FileExistsError:
-            if not _same(place, new):
+            if not (new.exists() and _same(place, new)):
                 raise
             return False
         except OSError:  # a file system without links
@@ -164,7 +172,10 @@ def _fill(place: Path, copy: Path, ending: threading.Event | None = None) -> Non
         done = os.lseek(source.fileno(), 0, os.SEEK_CUR)
         for stream in (source, target):
             stream.seek(done)
-        shutil.copyfileobj(source, target, AT_ONCE)  # the rest, where that ended early
+        while block := source.read(BLOCK):  # the rest, where that ended early
+            if ending is not None and ending.is_set():
+                return
+            target.write(block)
 
 
 def _same(left: Path, right: Path) -> bool:

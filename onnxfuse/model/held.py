@@ -256,17 +256,22 @@ def _whole_graph(light: bytes, graph: Field) -> tuple[list[Buffer], int]:
     found: list[Buffer] = []
     done, put = graph.value, 0
     for field in wire.fields(light, graph.value, graph.end):
-        if field.number == _INITIALIZER and light.find(_MARK.encode(), field.value, field.end) >= 0:
-            tensor = _whole_tensor(light, field)
+        if field.number != _INITIALIZER:
+            continue
+        if light.find(_MARK.encode(), field.value, field.end) < 0:
+            continue
+        refers = TensorProto.FromString(light[field.value : field.end])
+        if is_held(refers):
+            tensor = _whole_tensor(light, field, refers)
             found += [light[done : field.begin], wire.head(_INITIALIZER, _size(tensor)), *tensor]
             done = field.end
             put += 1
     return [*found, light[done : graph.end]], put
 
 
-def _whole_tensor(light: bytes, tensor: Field) -> list[Buffer]:
+def _whole_tensor(light: bytes, tensor: Field, refers: TensorProto) -> list[Buffer]:
     """A tensor with its data in its place: protobuf writes fields by their numbers."""
-    data = view(TensorProto.FromString(light[tensor.value : tensor.end]))
+    data = view(refers)
     parts = list(wire.fields(light, tensor.value, tensor.end))
     first = [light[part.begin : part.end] for part in parts if part.number < _RAW_DATA]
     rest = [

@@ -84,8 +84,10 @@ class Output:
     def __exit__(
         self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None
     ) -> None:
-        self._carry.discard()
-        self.data.discard()
+        try:
+            self._carry.discard()
+        finally:
+            self.data.discard()
 
     @property
     def carries(self) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -18,7 +17,7 @@ import numpy as np
 
 from onnxfuse.emit import Stored, Weight
 from onnxfuse.errors import InputError
-from onnxfuse.model import held
+from onnxfuse.model import held, temporary
 
 MARK = b"onnxfuse external data\n"
 THRESHOLD = 1024
@@ -179,6 +178,7 @@ class DataFile:
         self.held = 0
         self._temporary: Path | None = None
         self._stream: BinaryIO | None = None
+        self._stack = contextlib.ExitStack()
         self._memory = Memory()
 
     @property
@@ -275,15 +275,11 @@ class DataFile:
         self._stream.flush()
 
     def _open(self) -> None:
-        try:
-            handle, name = tempfile.mkstemp(
-                prefix=f".{self.location}.", suffix=".tmp", dir=self.folder
-            )
-        except OSError as error:
-            raise self._lost(error) from error
-        self._temporary = Path(name)
-        self._stream = os.fdopen(handle, "r+b")
         with self._written():
+            self._temporary = self._stack.enter_context(
+                temporary.beside(self.folder / self.location)
+            )
+            self._stream = self._stack.enter_context(self._temporary.open("r+b"))
             self._stream.write(MARK)
             self._stream.flush()
         self.size = len(MARK)
@@ -312,15 +308,10 @@ class DataFile:
             if place.exists():
                 raise InputError(f"the data file {place} has come into being; name another")
             self._temporary.replace(place)
-        self._stream.close()
-        self._temporary = self._stream = None
+        self.discard()
         return True
 
     def discard(self) -> None:
         """Remove what was not committed."""
-        if self._stream is not None:
-            self._stream.close()
-        if self._temporary is not None:
-            with contextlib.suppress(FileNotFoundError):
-                self._temporary.unlink()
+        self._stack.close()
         self._temporary = self._stream = None

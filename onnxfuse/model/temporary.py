@@ -12,7 +12,6 @@ import secrets
 import signal
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,35 +52,41 @@ def beside(path: Path) -> Iterator[Path]:
                 os.close(handle)
 
 
-@dataclass(frozen=True, slots=True)
-class _Sweep:
-    """Removes a temporary file as a signal ends the process, and lets the signal go on."""
-
-    temporary: Path
-    before: Any
-
-    def __call__(self, number: int, frame: Any) -> None:
-        with contextlib.suppress(OSError):
-            self.temporary.unlink()
-        signal.signal(number, self.before)
-        os.kill(os.getpid(), number)
-
-
 @contextlib.contextmanager
 def _swept(temporary: Path) -> Iterator[None]:
-    """Remove a file when a signal ends the process; one that somebody handles is theirs."""
-    kept = {}
-    if threading.current_thread() is threading.main_thread():  # no other may set handlers
+    """Remove a file when a signal ends the process; one that somebody handles is theirs.
+
+    Files come and go in any order, so one handler serves all of them.
+    """
+    main = threading.current_thread() is threading.main_thread()  # no other may set handlers
+    _living.add(temporary)
+    if main and not _replaced:
         for number in (getattr(signal, name, None) for name in _ENDINGS):
-            before = signal.getsignal(number) if number is not None else None
-            if number is not None and (before == signal.SIG_DFL or isinstance(before, _Sweep)):
-                signal.signal(number, _Sweep(temporary, before))
-                kept[number] = before
+            if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+                signal.signal(number, _sweep)
+                _replaced.add(number)
     try:
         yield
     finally:
-        for number, before in kept.items():
-            signal.signal(number, before)
+        _living.discard(temporary)
+        if main and not _living:
+            while _replaced:
+                signal.signal(_replaced.pop(), signal.SIG_DFL)
+
+
+_living: set[Path] = set()
+"""The temporary files of this process."""
+_replaced: set[int] = set()
+"""The signals that remove them."""
+
+
+def _sweep(number: int, frame: Any) -> None:
+    """Remove temporary files as a signal ends the process, and let the signal go on."""
+    for temporary in list(_living):
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 def left(directories: Iterable[Path]) -> list[Path]:

@@ -68,6 +68,22 @@ def opened(model: onnx.ModelProto | bytes | str, base: str | None) -> ort.Infere
     """
     if isinstance(model, onnx.ModelProto):
         check_survivable(model)
+    try:
+        if isinstance(model, onnx.ModelProto):
+            found = _apart(model, base)
+            if found is not None:
+                return found
+            model = held.serialised(model).joined()
+        return _started(model, _options(base))
+    except ort.capi.onnxruntime_pybind11_state.NotImplemented as error:
+        raise NoKernelError(line(error)) from error
+    except Exception as error:
+        if UNDEFINED in str(error):  # exporters write what these operator sets do not define yet
+            raise NoKernelError(line(error)) from error
+        raise CannotRunError(line(error)) from error
+
+
+def _options(base: str | None) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
@@ -77,35 +93,32 @@ def opened(model: onnx.ModelProto | bytes | str, base: str | None) -> ort.Infere
         )
         # weights are then read where they are mapped; packed for speed they would be copied
         options.add_session_config_entry("session.disable_prepacking", "1")
-    try:
-        source, kept = (
-            _source(model, options) if isinstance(model, onnx.ModelProto) else (model, [])
-        )
-        session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        session.kept = kept  # onnxruntime reads where these are, and does not own them
-        return session
-    except ort.capi.onnxruntime_pybind11_state.NotImplemented as error:
-        raise NoKernelError(line(error)) from error
-    except Exception as error:
-        if UNDEFINED in str(error):  # exporters write what these operator sets do not define yet
-            raise NoKernelError(line(error)) from error
-        raise CannotRunError(line(error)) from error
+    return options
 
 
-def _source(
-    model: onnx.ModelProto, options: ort.SessionOptions
-) -> tuple[bytes, list[ort.OrtValue]]:
-    """A model as a session takes it, and its large weights, which it reads where they are held.
+def _started(model: bytes | str, options: ort.SessionOptions) -> ort.InferenceSession:
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
-    Both must live as long as the session.
+
+def _apart(model: onnx.ModelProto, base: str | None) -> ort.InferenceSession | None:
+    """A session that reads large weights where they are held, if there is one.
+
+    They must live as long as it. It takes none that no node reads, and no integers that it computes
+    shapes from while it loads; NumPy has no bfloat16 to hand over.
     """
-    apart = [tensor for tensor in model.graph.initializer if held.is_held(tensor)]
-    if any(tensor.data_type == TensorProto.BFLOAT16 for tensor in apart):
-        return held.serialised(model).joined(), []  # NumPy cannot hand it over
-    arrays = [tensors.read(tensor, None) for tensor in apart]
-    values = [ort.OrtValue.ortvalue_from_numpy(np.require(one, requirements="A")) for one in arrays]
-    options.add_external_initializers([tensor.name for tensor in apart], values)
-    return bytes(model.SerializeToString()), values
+    found = [tensor for tensor in model.graph.initializer if held.is_held(tensor)]
+    if not found or any(tensor.data_type == TensorProto.BFLOAT16 for tensor in found):
+        return None
+    arrays = [np.require(tensors.read(tensor, None), requirements="A") for tensor in found]
+    values = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays]
+    options = _options(base)
+    options.add_external_initializers([tensor.name for tensor in found], values)
+    try:
+        session = _started(bytes(model.SerializeToString()), options)
+    except Exception:  # told whole, it takes the model, or says why not
+        return None
+    session.kept = values  # onnxruntime reads where these are, and does not own them
+    return session
 
 
 def check_exchangeable(session: ort.InferenceSession) -> None:

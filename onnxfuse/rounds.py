@@ -36,7 +36,7 @@ from onnxfuse.refusal import Code, Refusal
 from onnxfuse.version import __version__
 from onnxfuse.watch import Watch
 
-KEPT = 1 << 23
+KEPT = 1 << 22
 """Elements of fused weights that are kept in float64 from round to proof; more are folded again."""
 MAX_PASSES = 8
 """Rounds of planning; each lowers the estimate, so a few reach the end."""

@@ -171,8 +171,7 @@ def fuse_model(model: Any, options: Options, watch: Watch, output: Output | None
     if records and options.verify:
         watch.enter("run")
         with _saving(done, options):
-            whole = data if data.size else None
-            verification = _verify_whole(loaded, done, proved, options, watch, output, whole)
+            verification = _verify_whole(loaded, done, proved, options, watch, output)
         if verification.runs:
             notes = (*changes.judged, *verification.notes)
             verification = replace(verification, notes=notes)
@@ -342,7 +341,6 @@ def _verify_whole(
     options: Options,
     watch: Watch,
     output: Output | None,
-    data: Serialised | None,
 ) -> Verification:
     from onnxfuse.verify.nested import Body, fractions
     from onnxfuse.verify.subject import Subject
@@ -372,7 +370,6 @@ def _verify_whole(
             floats,
             done.before.macs,
             _watched(regions, found.nominal),
-            data if base is None else None,
         )
         return verify(subject, options, lambda text: watch.show(f"running {text}", 0, 0))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,8 @@ class TestLikeProtobuf:
             assert canonical(held.inlined(model)) == canonical(whole)
             assert held.serialised(model).joined() == canonical(whole)
             assert held.serialised(model).size == len(canonical(whole))
+            assert held.is_same(canonical(whole), model)
+            assert held.is_same(canonical(whole), whole)
             sizes = [t.ByteSize() for t in whole.graph.initializer]
             kept = [t.ByteSize() for t in model.graph.initializer]
             assert sum(sizes) - hold.size >= sum(kept) - 150 * len(kept)
@@ -128,6 +131,22 @@ class TestLikeProtobuf:
             model, _hold = held.parse(data)
             assert canonical(held.inlined(model)) == whole
             assert held.serialised(model).joined() == whole
+
+    @settings(max_examples=300, deadline=None)
+    @given(data=file(), at=st.floats(0, 1), byte=st.integers(0, 255))
+    def test_what_differs_is_not_the_same(self, data: bytes, at: float, byte: int) -> None:
+        place = int(at * (len(data) - 1))
+        other = data[:place] + bytes([byte]) + data[place + 1 :]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(held, "LEAST", SMALL)
+            model, _hold = held.parse(data)
+            try:
+                same = canonical(proto(other)) == canonical(proto(data))
+            except DecodeError:
+                with pytest.raises(DecodeError):
+                    held.is_same(other, model)
+                return
+            assert held.is_same(other, model) == same
 
     def test_what_protobuf_keeps_of_damage(self) -> None:
         """A group, which no version of the format has, in a model whose weights are held."""
@@ -204,6 +223,40 @@ class TestFusing:
         monkeypatch.setattr(held.Hold, "add", wrong)
         with pytest.raises(ProofError, match="differs by"):
             onnxfuse.fuse(FIXTURES / "repvgg_s2_g1.ts.onnx")
+
+    @pytest.mark.parametrize("how", ["swapped", "cut", "changed", "none"])
+    def test_a_file_that_is_put_together_wrongly_is_not_kept(
+        self,
+        how: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        honest = held.serialised
+
+        def wrong(model: ModelProto) -> held.Serialised:
+            pieces = list(honest(model).pieces)
+            at = [i for i, piece in enumerate(pieces) if isinstance(piece, memoryview)]
+            if how == "swapped":
+                one, other = next(
+                    pair for pair in combinations(at, 2) if len({len(pieces[i]) for i in pair}) == 1
+                )
+                pieces[one], pieces[other] = pieces[other], pieces[one]
+            elif how == "cut":
+                pieces[at[0]] = pieces[at[0]][:-1]
+            elif how == "changed":
+                pieces[at[0]] = bytes(len(pieces[at[0]]))
+            return held.Serialised(pieces)
+
+        monkeypatch.setattr(held, "serialised", wrong)
+        target = tmp_path / "o.onnx"
+        target.write_bytes(b"old")
+        code = main([str(FIXTURES / "repvgg_a0.ts.onnx"), str(target), "-q"])
+        assert code == (0 if how == "none" else 3)
+        if code:
+            assert "is not the model that was proved" in capsys.readouterr().err
+            assert target.read_bytes() == b"old"
+        assert [path.name for path in tmp_path.iterdir()] == ["o.onnx"]
 
     def test_they_live_as_long_as_the_result(self) -> None:
         result = fusing.fuse_model(FIXTURES / "repvgg_a0.ts.onnx", Options(), Watch())

@@ -118,10 +118,10 @@ class TestPage:
 
         real = io.write
 
-        def full(path: Path, data: bytes) -> None:
+        def full(path: Path, data: bytes, *more: object) -> None:
             if path.suffix == ".html":
                 raise InputError(f"{path} cannot be written: No space left on device")
-            real(path, data)
+            real(path, data, *more)
 
         monkeypatch.setattr(io, "write", full)
         arguments = [str(FUSIBLE), "o.onnx", "--report", "r.html", "--format", "json"]

@@ -96,7 +96,7 @@ def view(tensor: TensorProto) -> memoryview:
         raise InputError(f"tensor {tensor.name!r} refers to data that is not there") from None
 
 
-def parse(data: bytes) -> tuple[onnx.ModelProto, Hold]:
+def parse(data: Data) -> tuple[onnx.ModelProto, Hold]:
     """A model whose large weights stay in ``data``, and what keeps them there.
 
     Raises what protobuf raises where that is no model.
@@ -184,6 +184,29 @@ def _raw_data(data: Data, tensor: Field) -> Field | None:
     if len(raw) != 1 or raw[0].end - raw[0].value < LEAST:
         return None
     return raw[0] if prod(dims) * _SIZES.get(kind, 0) == raw[0].end - raw[0].value else None
+
+
+def is_same(data: Data, model: onnx.ModelProto) -> bool:
+    """Whether bytes are those of a model, its weights included.
+
+    Raises what protobuf raises where they are none of any.
+    """
+    found, _hold = parse(data)
+    wanted = onnx.ModelProto()
+    wanted.CopyFrom(model)
+    pairs = zip(found.graph.initializer, wanted.graph.initializer, strict=False)
+    for left, right in pairs:
+        if is_held(left) and not is_held(right):
+            put_in(left)
+        elif is_held(left):
+            ours, theirs = (np.frombuffer(view(one), np.uint8) for one in (left, right))
+            if not np.array_equal(ours, theirs):
+                return False
+            for one in (left, right):
+                one.ClearField("external_data")
+                one.ClearField("data_location")
+    left, right = (one.SerializeToString(deterministic=True) for one in (found, wanted))
+    return bool(left == right)
 
 
 def inlined(model: onnx.ModelProto) -> onnx.ModelProto:

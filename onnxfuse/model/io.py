@@ -13,7 +13,7 @@ import onnx
 from google.protobuf.message import DecodeError, EncodeError
 
 from onnxfuse import files
-from onnxfuse.errors import InputError
+from onnxfuse.errors import InputError, ProofError
 from onnxfuse.model import held, temporary, tensors, walk
 from onnxfuse.model.held import Hold, Serialised
 
@@ -129,10 +129,11 @@ def _is_device(path: Path) -> bool:
     return False
 
 
-def write(path: Path, data: bytes | Serialised) -> None:
+def write(path: Path, data: bytes | Serialised, model: onnx.ModelProto | None = None) -> None:
     """Write a whole file or none: a temporary file beside it, then a rename.
 
-    What replaces another file is on the disk before it does.
+    What replaces another file is on the disk before it does. Where ``model`` is given, what was
+    written in pieces is read again; raises `ProofError` where that is not the model.
     """
     with _replacing(path) as place, place.open("r+b") as stream:
         for piece in data.pieces if isinstance(data, Serialised) else (data,):
@@ -140,6 +141,21 @@ def write(path: Path, data: bytes | Serialised) -> None:
         stream.flush()
         if path.exists():
             os.fsync(stream.fileno())
+        if model is not None and isinstance(data, Serialised) and len(data.pieces) > 1:
+            _check_written(place, path, model)
+
+
+def _check_written(place: Path, path: Path, model: onnx.ModelProto) -> None:
+    with files.mapped(place) as data:
+        try:
+            same = held.is_same(data, model)
+        except (DecodeError, InputError):
+            same = False
+    if not same:
+        raise ProofError(
+            f"what was written for {path} is not the model that was proved, so it was not kept; "
+            "please report this"
+        )
 
 
 @contextlib.contextmanager

@@ -182,7 +182,7 @@ class Output:
         try:
             self._carry.finish(self._files(model), carried)
             named = self.data.commit(io.mode_of(self.place), durable=self.place.exists())
-            io.write(self.place, data)
+            io.write(self.place, data, model)
         except BaseException:
             for path in carried:
                 path.unlink(missing_ok=True)

@@ -24,7 +24,7 @@ from onnxfuse.verify.session import (
     line,
 )
 from onnxfuse.verify.session import opened as _session
-from onnxfuse.verify.subject import Subject, as_written, models, noisy
+from onnxfuse.verify.subject import Subject, models, noisy
 
 
 class RejectedError(Exception):
@@ -110,7 +110,7 @@ def sides(subject: Subject, names: Sequence[str]) -> Sides:
         return Sides(reference.NAME, steering, subject, names, loaded, other)
     except CannotRunError as error:
         raise CannotRunError(f"onnxruntime cannot run this model: {error}") from error
-    other = _fused(_session, as_written(subject, names) or exposed, subject)
+    other = _fused(_session, exposed, subject)
     return Sides(NAME, steering, subject, names, loaded, other)
 
 

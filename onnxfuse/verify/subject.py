@@ -15,7 +15,6 @@ import onnx
 from onnx import helper
 
 from onnxfuse.model.graph import Graph, Node
-from onnxfuse.model.held import Serialised
 from onnxfuse.model.splice import fresh_names
 from onnxfuse.model.tensors import FLOATS
 from onnxfuse.verify.nested import Body, captured, jumps, shaken, steered
@@ -35,7 +34,7 @@ class Subject:
 
     ``bodies`` are the fused graphs below the main one; ``floats`` the rounded tensors of any graph.
     ``macs`` is the original's work. ``watched`` are the results of regions that memory allows to
-    look at. ``data`` is what is written of the fused model, where that is at hand.
+    look at.
     """
 
     original: onnx.ModelProto
@@ -49,7 +48,6 @@ class Subject:
     floats: Container[str] = ()
     macs: int = 0
     watched: Sequence[str] = ()
-    data: Serialised | None = None
 
 
 def targets(subject: Subject, tolerance: Tolerance) -> tuple[list[str], list[str], list[str]]:
@@ -127,21 +125,6 @@ def _exposed(
     return copy
 
 
-def _appended(
-    data: Serialised, model: onnx.ModelProto, names: Sequence[str], types: Mapping[str, int]
-) -> bytes:
-    """The same, as bytes: what follows a message is merged into it, repeated fields at their end.
-
-    A copy and its serialisation take several times as long for a model with large weights.
-    """
-    missing = _missing(model, names, types)
-    if not missing:
-        return data.joined()
-    more = onnx.ModelProto()
-    more.graph.output.extend(missing)
-    return data.joined(more.SerializeToString())
-
-
 def _copied(model: onnx.ModelProto) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -165,13 +148,6 @@ def models(
         fused = _copied(fused)
         steered(fused, subject.bodies, steering)
     return original, fused, steering
-
-
-def as_written(subject: Subject, names: Sequence[str]) -> bytes | None:
-    """The fused model of `models` as it is written, where nothing has to change within it."""
-    if subject.data is None or subject.bodies:
-        return None
-    return _appended(subject.data, subject.fused, names, subject.types)
 
 
 def noisy(subject: Subject, names: Sequence[str], draw: int) -> Disturbed:

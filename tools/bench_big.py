@@ -250,7 +250,8 @@ def section(work: Path, quick: bool) -> Section:
         "processes by the clock, processor seconds in brackets. `cp` of the model's files ran "
         "just before each of them: the ratio is the median of those of such neighbours, and beside "
         f"it stand the least and the largest. Before each run the machine rests for {REST:g} s, as "
-        "memory that was freed just now is cheaper. Memory is the peak of RssAnon over the rounds.",
+        "memory that was freed just now is cheaper. Memory is the peak of RssAnon over the rounds, "
+        "forked processes included.",
     )
     held: dict[str, list[Row]] = {}
     for kind, size in SIZES.items():

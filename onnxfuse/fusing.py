@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -21,23 +20,20 @@ from onnxfuse.layout import Relaid
 from onnxfuse.model import freeze, io, tensors
 from onnxfuse.model.freeze import Changes
 from onnxfuse.model.held import Serialised
-from onnxfuse.model.rooted import rooted
 from onnxfuse.model.saving import Output, located
-from onnxfuse.model.shapes import Shape
 from onnxfuse.model.store import Held, Memory, Nowhere, Store
 from onnxfuse.options import Options
 from onnxfuse.realise import Replacement
 from onnxfuse.records import Kept, RegionError, RegionReport, Report, Verification
 from onnxfuse.refusal import Code
 from onnxfuse.rounds import Pass, Plan, Rounds, data_size, dropped
+from onnxfuse.running import verify_whole
 from onnxfuse.scopes import Work, counted, work
 from onnxfuse.version import __version__
 from onnxfuse.watch import Watch
 
 _quietly = np.errstate(all="ignore")
 """What damaged weights make of arithmetic is judged where it counts; NumPy need not say it too."""
-WATCHED = 2**24
-"""Elements of regions' results that are held in memory, some times over, to be compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +167,7 @@ def fuse_model(model: Any, options: Options, watch: Watch, output: Output | None
     if records and options.verify:
         watch.enter("run")
         with _saving(done, options):
-            verification = _verify_whole(loaded, done, proved, options, watch, output)
+            verification = verify_whole(loaded, done, proved, options, watch, output)
         if verification.runs:
             notes = (*changes.judged, *verification.notes)
             verification = replace(verification, notes=notes)
@@ -332,84 +328,3 @@ def _prove(found: Pass, options: Options, watch: Watch) -> list[RegionError]:
     for replacement in found.replacements:
         replacement.forget()
     return errors
-
-
-def _verify_whole(
-    loaded: io.Loaded,
-    done: Work,
-    proved: Sequence[Sequence[RegionReport]],
-    options: Options,
-    watch: Watch,
-    output: Output | None,
-) -> Verification:
-    from onnxfuse.verify.nested import Body, fractions
-    from onnxfuse.verify.subject import Subject
-    from onnxfuse.verify.whole import verify
-
-    graph, found, _ = done.main.original
-    regions = _places(done.main, proved[0])
-    bodies = [
-        Body(key[0], key[1], _places(rounds, records), rounds.original[1].types, rounds.where)
-        for (key, rounds), records in zip(done.inner.items(), proved[1:], strict=True)
-        if records
-    ]
-    floats = fractions(rounds.original[1].types for rounds in done.all)
-    places = {} if output is None else {output.data.location: output.data.path}
-    approximate = any(record.approximate for records in proved for record in records)
-    with rooted([(loaded.model, {}), (done.model, places)], loaded.base) as (models, base):
-        original, fused = models
-        subject = Subject(
-            original,
-            fused,
-            graph,
-            found.types,
-            regions,
-            base,
-            approximate,
-            bodies,
-            floats,
-            done.before.macs,
-            _watched(regions, found.nominal),
-        )
-        return verify(subject, options, lambda text: watch.show(f"running {text}", 0, 0))
-
-
-def _watched(regions: Iterable[str], shapes: Mapping[str, Shape]) -> list[str]:
-    """The results of regions to look at in the run of the whole model, the small ones first."""
-    sizes = {
-        name: prod(size or 1 for size in shape)
-        for name in regions
-        if (shape := shapes.get(name)) is not None
-    }
-    found, room = [], WATCHED
-    for name in sorted(sizes, key=lambda name: sizes[name]):
-        room -= sizes[name]
-        if room >= 0:
-            found.append(name)
-    return found
-
-
-def _places(
-    rounds: Rounds, records: Sequence[RegionReport]
-) -> dict[str, tuple[tuple[str, ...], float, float]]:
-    """The regions of one graph at its own tensors, with what they read and their error."""
-    graph, origin = rounds.original[0], rounds.origin
-    present = graph.producer.keys() | graph.inputs_set
-    measured = {
-        r.root: (max(r.error.rms_original, r.error.rms_fused), r.error.scale)
-        for r in records
-        if r.error is not None
-    }
-    regions = {
-        origin.get(r.root, r.root): (
-            tuple(present & {origin.get(name, name) for name in r.region.sources}),
-            *measured[r.root],
-        )
-        for one in rounds.passes
-        for r in one.replacements
-        if origin.get(r.root, r.root) in present
-    }
-    for name in rounds.reordered:
-        if origin.get(name, name) in present:
-            regions.setdefault(origin.get(name, name), ((), 0.0, 0.0))
-    return regions

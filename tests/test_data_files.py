@@ -388,7 +388,7 @@ class TestAhead:
                 real(*given)
             raise error
 
-        monkeypatch.setattr(*((carry, "_fill") if full else (fusing, "_verify_whole")), stop)
+        monkeypatch.setattr(*((carry, "_fill") if full else (fusing, "verify_whole")), stop)
         assert fuse("in/m.onnx", "out/o.onnx", "--only", "l0*") == (2 if full else 130)
         assert files("out") == {}
         assert not any(thread.daemon for thread in threading.enumerate())
@@ -446,7 +446,7 @@ class TestAhead:
 
         failed = threading.Event()
         monkeypatch.setattr(os, "copy_file_range", slow)
-        monkeypatch.setattr(fusing, "_verify_whole", fail)
+        monkeypatch.setattr(fusing, "verify_whole", fail)
         assert fuse("in/m.onnx", "out/o.onnx", "--only", "l0*") == 3
         assert len(calls) < 10  # of some thousands
         assert files("out") == {}
@@ -456,13 +456,13 @@ class TestAhead:
         self, theirs: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         held = Path("in/m.data").read_bytes() if theirs == "same" else b"else"
-        real = fusing._verify_whole
+        real = fusing.verify_whole
 
         def meanwhile(*given: Any) -> Any:
             Path("out/m.data").write_bytes(held)
             return real(*given)
 
-        monkeypatch.setattr(fusing, "_verify_whole", meanwhile)
+        monkeypatch.setattr(fusing, "verify_whole", meanwhile)
         code = fuse("in/m.onnx", "out/o.onnx", "--only", "l0*")
         assert code == (0 if theirs == "same" else 2)
         assert Path("out/m.data").read_bytes() == held

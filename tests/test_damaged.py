@@ -318,6 +318,17 @@ def test_sizes_that_do_not_fit_are_malformed(line: str, words: str) -> None:
     assert refusal.text == words
 
 
+@pytest.mark.parametrize("axis", [1 << 40, -(1 << 40), 1 << 62])
+def test_an_axis_that_no_tensor_has(axis: int) -> None:
+    built = model(
+        """(float[1,4,8,8] x) => (float[] y) { u = Unsqueeze(w, far) d = Conv(x, k)
+            y = Add(d, u) }""",
+        w=np.ones(4, np.float32), k=np.ones((4, 4, 1, 1), np.float32), far=np.array([axis]),
+    )  # fmt: skip
+    _, report = onnxfuse.fuse(built)
+    assert not report.changed
+
+
 def test_numbers_out_of_range_are_judged_in_silence() -> None:
     """NumPy would say on stderr what the tests' settings make an error."""
     built = model(

@@ -223,7 +223,9 @@ class Constants:
             return self._shape_value(node, tuple(np.asarray(inputs[0]).shape))
         try:
             value = evaluate(node.op_type, self.attributes(node), inputs)[output]
-        except (ValueError, IndexError, KeyError, TypeError, AssertionError, MemoryError):
+        except (
+            ArithmeticError, AssertionError, LookupError, MemoryError, TypeError, ValueError
+        ):  # fmt: skip
             return None
         return value if value.size <= MAX_ELEMENTS else None
 

@@ -171,7 +171,8 @@ forked.LEAST = 1
 here = os.getpid()
 def work(item):
     if os.getpid() == here:
-        time.sleep(1)
+        while not list(Path(r'{tmp_path}').iterdir()):
+            time.sleep(0.01)
         os.kill(here, 9)
     Path(r'{tmp_path}', str(os.getpid())).touch()
     time.sleep(60)

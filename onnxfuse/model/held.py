@@ -34,7 +34,7 @@ _GRAPH, _INITIALIZER = 7, 5
 """Numbers of fields in onnx.proto: of a model, and of a graph."""
 _DIMS, _DATA_TYPE, _RAW_DATA = 1, 2, 9
 _DATA = {_DATA_TYPE, 3, 4, 5, 6, 7, _RAW_DATA, 10, 11, 13, 14}
-"""Numbers of fields of a tensor; the last are all that say what its data is, or where."""
+"""Numbers of fields of a tensor; `_DATA` are all that say what its data is, or where."""
 _SIZES: dict[int, int] = {
     TensorProto.FLOAT: 4, TensorProto.DOUBLE: 8, TensorProto.FLOAT16: 2, TensorProto.BFLOAT16: 2,
     TensorProto.INT8: 1, TensorProto.INT16: 2, TensorProto.INT32: 4, TensorProto.INT64: 8,
@@ -239,12 +239,9 @@ class Serialised:
     def size(self) -> int:
         return _size(self.pieces)
 
-    def joined(self, *more: bytes) -> bytes:
-        """All of it as one, with what is to follow."""
-        found = [piece for piece in (*self.pieces, *more) if len(piece)]
-        if len(found) == 1 and isinstance(found[0], bytes):
-            return found[0]
-        return b"".join(found)
+    def joined(self) -> bytes:
+        """All of it as one."""
+        return b"".join(self.pieces)
 
 
 def serialised(model: onnx.ModelProto) -> Serialised:

@@ -97,7 +97,7 @@ class Output:
     def begin(self, dropped: Container[str]) -> None:
         """Copy data files from now on, but for those that hold only initializers that go.
 
-        Raises `InputError` where one cannot lie beside the output.
+        Raises `InputError` where none can be written beside the output.
         """
         self._carry.begin(self._files(self._given.model, dropped))
 

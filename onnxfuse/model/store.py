@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -100,8 +101,9 @@ class Held:
 
     def keep(self, weight: Weight, dtype: np.dtype[Any]) -> bool:
         finite = self._memory.keep(weight, dtype)
-        if weight.stored is not None and weight.stored.array.nbytes >= held.LEAST:
-            array = weight.stored.array
+        assert weight.stored is not None
+        array = weight.stored.array
+        if array.nbytes >= held.LEAST and sys.byteorder == "little":  # as files have it
             weight.stored = Stored(array, self._hold.add(array))
         return finite
 

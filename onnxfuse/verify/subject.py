@@ -101,23 +101,16 @@ def _discontinuous(node: Node, read: Sequence[str], types: Mapping[str, int]) ->
     return node.op_type in DISCONTINUOUS
 
 
-def _missing(
-    model: onnx.ModelProto, names: Sequence[str], types: Mapping[str, int]
-) -> list[onnx.ValueInfoProto]:
-    """The outputs that a model lacks to show some tensors."""
-    present = {value.name for value in model.graph.output}
-    return [
-        helper.make_tensor_value_info(name, types[name], None)
-        for name in names
-        if name not in present
-    ]
-
-
 def _exposed(
     model: onnx.ModelProto, names: Sequence[str], types: Mapping[str, int]
 ) -> onnx.ModelProto:
     """The model with every one of some tensors among its outputs."""
-    missing = _missing(model, names, types)
+    present = {value.name for value in model.graph.output}
+    missing = [
+        helper.make_tensor_value_info(name, types[name], None)
+        for name in names
+        if name not in present
+    ]
     if not missing:
         return model
     copy = _copied(model)

@@ -5,36 +5,10 @@ from __future__ import annotations
 import contextlib
 import mmap
 import stat
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from onnxfuse.errors import InputError
-
-
-class Ahead:
-    """A file that is read while other things are done, such as loading what it takes to parse it.
-
-    ``data`` gives what `read` gives, or raises what it raises.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._data = b""
-        self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._read, args=(path,), daemon=True)
-        self._thread.start()
-
-    def _read(self, path: Path) -> None:
-        try:
-            self._data = read(path)
-        except Exception as error:
-            self._error = error
-
-    def data(self) -> bytes:
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        return self._data
 
 
 def read(path: Path, what: str = "", missing: str = "") -> bytes:

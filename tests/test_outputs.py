@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
+from functools import partial
 from pathlib import Path
 
 import onnx
 import pytest
 
 from onnxfuse import files
+from onnxfuse.background import Background
 from onnxfuse.cli import main
 from onnxfuse.errors import InputError
 from onnxfuse.model import io
@@ -181,17 +184,21 @@ def test_what_replaces_a_file_is_on_the_disk_before(
     assert (tmp_path / "o").read_bytes() == b"second"
 
 
-class TestAhead:
-    """A file that is read while other things are loaded."""
+class TestBackground:
+    """Work of a thread, such as reading a file while other things are loaded."""
 
-    def test_it_gives_what_is_read(self, tmp_path: Path) -> None:
+    def test_it_gives_what_was_found_as_often_as_asked(self, tmp_path: Path) -> None:
         (tmp_path / "f").write_bytes(b"what it holds")
-        ahead = files.Ahead(tmp_path / "f")
-        assert ahead.data() == ahead.data() == b"what it holds"
+        reading = Background(partial(files.read, tmp_path / "f"))
+        assert reading.result() == reading.result() == b"what it holds"
 
     def test_it_says_what_is_wrong_when_it_is_asked(self, tmp_path: Path) -> None:
-        ahead = files.Ahead(tmp_path / "nowhere")
+        reading = Background(partial(files.read, tmp_path / "nowhere"))
+        reading.wait()
         with pytest.raises(InputError, match="nowhere does not exist"):
-            ahead.data()
-        with pytest.raises(InputError, match="is a directory"):
-            files.Ahead(tmp_path).data()
+            reading.result()
+
+    def test_what_ends_a_program_is_raised_where_it_is_asked_for(self) -> None:
+        ended = Background(partial(sys.exit, 3))
+        with pytest.raises(SystemExit):
+            ended.result()

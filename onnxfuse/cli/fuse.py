@@ -6,6 +6,8 @@ import argparse
 from functools import partial
 from pathlib import Path
 
+from onnxfuse import files
+from onnxfuse.background import Background
 from onnxfuse.cli import writing
 from onnxfuse.cli.examine import (
     Watched,
@@ -20,7 +22,6 @@ from onnxfuse.cli.examine import (
 )
 from onnxfuse.cli.progress import progress
 from onnxfuse.errors import InputError
-from onnxfuse.files import Ahead
 from onnxfuse.outcome import Examined, Exit, Failure, Outcome
 from onnxfuse.version import __version__
 from onnxfuse.watch import Watch
@@ -29,7 +30,7 @@ from onnxfuse.watch import Watch
 def run(chosen: argparse.Namespace) -> Outcome:
     """Fuse one model; everything that can fail comes before the first file is written."""
     watch = Watch()
-    ahead = Ahead(Path(chosen.input))
+    reading = Background(partial(files.read, Path(chosen.input)))
     from onnxfuse.model import io, saving
 
     wanted = options(chosen)
@@ -41,7 +42,7 @@ def run(chosen: argparse.Namespace) -> Outcome:
         saving.check_file(chosen.external_data, place, chosen.input, chosen.report)
     orphans = left(place, page, *carried)
     with progress(enabled=not chosen.quiet) as watch.show:
-        found = examined(chosen.input, partial(_fuse, chosen, ahead, wanted, place, page), watch)
+        found = examined(chosen.input, partial(_fuse, chosen, reading, wanted, place, page), watch)
     notes = () if found.failure is not None else (*said((found,)), *unmatched(wanted.met, chosen))
     outcome = Outcome("fuse", (found,), None, __version__, (*orphans, *notes))
     if found.output is None:  # else the page is written, or known not to be
@@ -51,7 +52,7 @@ def run(chosen: argparse.Namespace) -> Outcome:
 
 def _fuse(
     chosen: argparse.Namespace,
-    ahead: Ahead,
+    reading: Background[bytes],
     wanted: Watched,
     place: Path,
     page: Path | None,
@@ -63,7 +64,7 @@ def _fuse(
 
     threshold = writing.threshold(chosen)
     watch.enter("read")
-    given = io.load(chosen.input, ahead)
+    given = io.load(chosen.input, reading)
     with Output(place, given, chosen.external_data, threshold) as output:
         result = fuse_model(given, wanted, watch, output)
         found = Examined(chosen.input, result.report, output=chosen.output)

@@ -10,8 +10,10 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
+from onnxfuse.background import Background
 from onnxfuse.errors import InputError
 from onnxfuse.model import io, temporary
 
@@ -37,8 +39,7 @@ class Carry:
         """The copies that are made ahead, by where they are to go."""
         self._stack = contextlib.ExitStack()
         self._ending = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._copying: Background[None] | None = None
 
     def begin(self, files: Mapping[str, Path]) -> None:
         """Copy large files from now on, while other things are done.
@@ -57,8 +58,7 @@ class Carry:
             for new in large:
                 with _written(new):
                     self._ahead[new] = self._stack.enter_context(temporary.beside(new))
-            self._thread = threading.Thread(target=self._copy, args=(large,), daemon=True)
-            self._thread.start()
+            self._copying = Background(partial(self._copy, large))
 
     def _lacking(self, files: Mapping[str, Path]) -> dict[Path, Path]:
         """Where files have to go, and where they lie; those that are there already are left out."""
@@ -84,11 +84,8 @@ class Carry:
             raise
 
     def _copy(self, files: Mapping[Path, Path]) -> None:
-        try:
-            for new, place in files.items():
-                _fill(place, self._ahead[new], self._ending)
-        except BaseException as error:  # for the thread that wants the copy, whatever it is
-            self._error = error
+        for new, place in files.items():
+            _fill(place, self._ahead[new], self._ending)
 
     def finish(self, files: Mapping[str, Path], carried: list[Path]) -> None:
         """Give each file its name; what was made is added to ``carried``.
@@ -97,11 +94,9 @@ class Carry:
         """
         with self._undone():
             left = self._lacking(files)
-            if self._thread is not None and self._ahead.keys() & left.keys():
-                self._thread.join()
+            if self._copying is not None and self._ahead.keys() & left.keys():
                 with _written(next(iter(self._ahead))):
-                    if self._error is not None:
-                        raise self._error
+                    self._copying.result()
             for new, place in left.items():
                 if new in self._ahead:
                     made = _named(place, self._ahead[new], new)
@@ -115,8 +110,8 @@ class Carry:
         """End what goes on, and remove what has no name yet."""
         self._ending.set()
         try:
-            if self._thread is not None:
-                self._thread.join()
+            if self._copying is not None:
+                self._copying.wait()
         finally:  # Ctrl-C once more
             self._stack.close()
             self._ahead.clear()

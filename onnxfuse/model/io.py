@@ -13,6 +13,7 @@ import onnx
 from google.protobuf.message import DecodeError, EncodeError
 
 from onnxfuse import files
+from onnxfuse.background import Background
 from onnxfuse.errors import InputError, ProofError
 from onnxfuse.model import held, temporary, tensors, walk
 from onnxfuse.model.held import Hold, Serialised
@@ -38,13 +39,13 @@ class Loaded:
         return None if self.path is None else self.path.parent
 
 
-def load(path: str | os.PathLike[str], ahead: files.Ahead | None = None) -> Loaded:
+def load(path: str | os.PathLike[str], reading: Background[bytes] | None = None) -> Loaded:
     """Parse a model file; external data stays where it is. Raises `InputError`.
 
-    ``ahead`` is the file where it is being read already.
+    ``reading`` is what reads the file already, if anything does.
     """
     place = Path(path)
-    data = files.read(place) if ahead is None else ahead.data()
+    data = files.read(place) if reading is None else reading.result()
     return parse(data, str(place), place)
 
 

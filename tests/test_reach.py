@@ -128,13 +128,17 @@ def test_longer_sources_repeat_what_is_between(chunk):
                         map(np.array_equal, grown(matrix, constant, at, more, found.jump), longer)
                     )
                 ]
-                assert len(between) >= 2, (seed, least, more)
+                assert len(between) >= 1, (seed, least, more)
                 compared += 1
     assert compared > 100
 
 
-def test_a_window_of_three_is_proved_at_four_positions():
-    assert Reach().behind(Axis.window(3, begin=1, end=1)).least == 4
-    assert Reach().behind(Axis.window(3, stride=2, begin=1, end=1)).least == 6
+def test_where_no_border_is_seen_one_position_is_enough():
+    assert Reach().behind(Axis.window(1)).least == 1
+
+
+def test_a_window_of_three_is_proved_at_three_positions():
+    assert Reach().behind(Axis.window(3, begin=1, end=1)).least == 3
+    assert Reach().behind(Axis.window(3, stride=2, begin=1, end=1)).least == 4
     cropped = Reach().behind(Axis.window(1, begin=-1, end=-1))
-    assert cropped.behind(Axis.window(3, begin=1, end=1)).least == 6
+    assert cropped.behind(Axis.window(3, begin=1, end=1)).least == 5

@@ -9,10 +9,10 @@ that lies inside ``T`` for every ``T``, the row is the one before, moved by ``J`
 
 at a source of length ``X = 0``, the rows ``before <= J·o <= X - after`` see no border. At a length
 
-    before + after + 2J - 1
+    before + after + J - 1
 
-there are two of them, so that no row sees both borders, and every longer source of the same residue
-by the stride only repeats what is between.
+there is one of them. Of the rows in front of it none sees the end, and of those behind it none the
+beginning; so every longer source of the same residue by the stride only repeats that one.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Reach:
     @property
     def least(self) -> int:
         """The least length that shows every row."""
-        return max(self.before + self.after + 2 * self.jump - 1, 1)
+        return max(self.before + self.after + self.jump - 1, 1)
 
 
 def reach(

@@ -151,16 +151,17 @@ def fuse_model(model: Any, options: Options, watch: Watch, output: Output | None
     if output is not None and output.carries:
         planned = partial(_begin, output)
     loaded, done, changes = _worked(model, options, watch, dry=False, store=store, planned=planned)
+    data = Serialised((loaded.data,))
+    if done.changed or changes.any or (output is not None and output.asked):
+        watch.enter("write")
+        if output is not None:
+            model, data = output.settled(done.model)
+            done = replace(done, model=model)
+        else:
+            data = io.serialised(done.model) or Serialised(())
     with _saving(done, options):
         proved = _records(done, options, watch)
     records = [record for found in proved for record in found]
-    watch.enter("write")
-    data = Serialised((loaded.data,))
-    if output is not None and (records or changes.any or output.asked):
-        model, data = output.settled(done.model)
-        done = replace(done, model=model)
-    elif records or changes.any:
-        data = io.serialised(done.model) or Serialised(())
     verification = Verification("skipped", notes=("nothing was fused",))
     if records:
         verification = Verification("skipped", notes=("--no-verify was given",))

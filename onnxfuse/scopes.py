@@ -68,6 +68,13 @@ class Work:
         return [self.main, *self.inner.values()]
 
     @property
+    def changed(self) -> bool:
+        """Whether anything was fused, or laid out otherwise."""
+        return any(rounds.laid for rounds in self.all) or any(
+            one.replacements for one in self.passes
+        )
+
+    @property
     def passes(self) -> list[Pass]:
         """The rounds on all graphs."""
         return [one for rounds in self.all for one in rounds.passes]

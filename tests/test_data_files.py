@@ -23,6 +23,7 @@ from onnxfuse.cli import main
 from onnxfuse.evaluate import linear, parts
 from onnxfuse.fusing import _worked
 from onnxfuse.model import carry, io, saving, store, walk
+from onnxfuse.model.draft import Draft
 from onnxfuse.model.saving import Output, located
 from onnxfuse.model.store import DataFile
 from onnxfuse.options import Options
@@ -304,7 +305,9 @@ class TestOverwriting:
         assert set(files("out")) == {"out/o.onnx", f"out/{NEW}", "out/o.onnxfuse-2.data"}
         assert_same(arrays("out/o.onnx"), inline(model(), "--only", "l0*"))
 
-    @pytest.mark.parametrize("step", [(carry.Carry, "finish"), (io, "write")])
+    @pytest.mark.parametrize(
+        "step", [(carry.Carry, "finish"), (Draft, "_write"), (Draft, "commit")]
+    )
     @pytest.mark.parametrize("away", ["", "out/"])
     @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt, MemoryError])
     def test_what_stops_it_leaves_the_old_ones_whole(
@@ -332,7 +335,7 @@ class TestOverwriting:
         before = files()
         child = os.fork()
         if not child:
-            io.write = lambda *_: os._exit(9)  # type: ignore[assignment]
+            Draft.commit = lambda *_: os._exit(9)  # type: ignore[assignment]
             fuse("m.onnx", "o.onnx")
             os._exit(1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9

@@ -56,7 +56,7 @@ class Carry:
             return
         with self._undone():
             for new in large:
-                with _written(new):
+                with io.written(new):
                     self._ahead[new] = self._stack.enter_context(temporary.beside(new))
             self._copying = Background(partial(self._copy, large))
 
@@ -95,7 +95,7 @@ class Carry:
         with self._undone():
             left = self._lacking(files)
             if self._copying is not None and self._ahead.keys() & left.keys():
-                with _written(next(iter(self._ahead))):
+                with io.written(next(iter(self._ahead))):
                     self._copying.result()
             for new, place in left.items():
                 if new in self._ahead:
@@ -117,28 +117,20 @@ class Carry:
             self._ahead.clear()
 
 
-@contextlib.contextmanager
-def _written(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
-
-
 def _copied(place: Path, new: Path) -> bool:
     """Copy a file; whether that was needed in the end."""
     try:
         new.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{new.parent} cannot be made: {error.strerror}") from error
-    with _written(new), temporary.beside(new) as copy:
+    with io.written(new), temporary.beside(new) as copy:
         _fill(place, copy)
         return _named(place, copy, new)
 
 
 def _named(place: Path, copy: Path, new: Path) -> bool:
     """Give a copy its name if nothing has that; another run may have been faster."""
-    with _written(new):
+    with io.written(new):
         if copy.stat().st_size != place.stat().st_size:
             raise InputError(f"the data file {place} changed while it was copied to {new}")
         copy.chmod(io.mode_of(new))

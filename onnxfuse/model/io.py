@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError, EncodeError
 
 from onnxfuse import files
 from onnxfuse.background import Background
-from onnxfuse.errors import InputError, ProofError
+from onnxfuse.errors import InputError
 from onnxfuse.model import held, temporary, tensors, walk
 from onnxfuse.model.held import Hold, Serialised
 
@@ -130,44 +130,44 @@ def _is_device(path: Path) -> bool:
     return False
 
 
-def write(path: Path, data: bytes | Serialised, model: onnx.ModelProto | None = None) -> None:
+def write(path: Path, data: bytes) -> None:
     """Write a whole file or none: a temporary file beside it, then a rename.
 
-    What replaces another file is on the disk before it does. Where ``model`` is given, what was
-    written in pieces is read again; raises `ProofError` where that is not the model.
+    What replaces another file is on the disk before it does.
     """
-    with _replacing(path) as place, place.open("r+b") as stream:
-        for piece in data.pieces if isinstance(data, Serialised) else (data,):
-            stream.write(piece)
-        stream.flush()
+    with _replacing(path) as place:
+        with place.open("r+b") as stream:
+            stream.write(data)
         if path.exists():
-            os.fsync(stream.fileno())
-        if model is not None and isinstance(data, Serialised) and len(data.pieces) > 1:
-            _check_written(place, path, model)
-
-
-def _check_written(place: Path, path: Path, model: onnx.ModelProto) -> None:
-    with files.mapped(place) as data:
-        try:
-            same = held.is_same(data, model)
-        except (DecodeError, InputError):
-            same = False
-    if not same:
-        raise ProofError(
-            f"what was written for {path} is not the model that was proved, so it was not kept; "
-            "please report this"
-        )
+            sync(place)
 
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
+    with written(path), temporary.beside(path) as place:
+        yield place
+        name(place, path)
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Tell a user which file it is that cannot be written within. Raises `InputError`."""
     try:
-        with temporary.beside(path) as place:
-            yield place
-            place.chmod(mode_of(path))
-            place.replace(path)
+        yield
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def sync(place: Path) -> None:
+    """Wait until what a file holds is on the disk."""
+    with place.open("r+b") as stream:
+        os.fsync(stream.fileno())
+
+
+def name(place: Path, path: Path) -> None:
+    """Give a temporary file the name ``path``, and the permissions of what it replaces."""
+    place.chmod(mode_of(path))
+    place.replace(path)
 
 
 def mode_of(path: Path) -> int:

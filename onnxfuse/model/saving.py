@@ -22,6 +22,7 @@ from onnx import TensorProto
 from onnxfuse.errors import InputError
 from onnxfuse.model import held, io, tensors, walk
 from onnxfuse.model.carry import Carry
+from onnxfuse.model.draft import Draft
 from onnxfuse.model.held import Serialised
 from onnxfuse.model.store import MARK, THRESHOLD, DataFile, Held, Store
 
@@ -70,6 +71,7 @@ class Output:
         if file is not None or self._locations:
             self.store = self.data
         self._carry = Carry(given.base, place.parent)
+        self._draft: Draft | None = None
         if file is not None and file in self._locations:
             raise InputError(f"--external-data {file!r} is a data file of the model; name another")
 
@@ -84,10 +86,11 @@ class Output:
     def __exit__(
         self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None
     ) -> None:
-        try:
-            self._carry.discard()
-        finally:
-            self.data.discard()
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.data.discard)
+            if self._draft is not None:
+                stack.callback(self._draft.discard)
+            stack.callback(self._carry.discard)  # the first that is done
 
     @property
     def carries(self) -> bool:
@@ -118,7 +121,10 @@ class Output:
             count += 1
 
     def settled(self, model: onnx.ModelProto) -> tuple[onnx.ModelProto, Serialised]:
-        """The model with its weights where they will lie, and what its file holds."""
+        """The model with its weights where they will lie, and what its file holds.
+
+        That is written from now on, under a temporary name.
+        """
         if self._file is not None or self._wasted(model):
             model = self._moved(model, inline=self._file is not None)
         data = io.serialised(model)
@@ -132,6 +138,7 @@ class Output:
                 f"weights are kept in {self.data.location}, beside {self.place.name}; keep the two "
                 "together"
             )
+        self._draft = Draft(self.place, data, model)
         return model, data
 
     def _wasted(self, model: onnx.ModelProto) -> bool:
@@ -182,7 +189,9 @@ class Output:
         try:
             self._carry.finish(self._files(model), carried)
             named = self.data.commit(io.mode_of(self.place), durable=self.place.exists())
-            io.write(self.place, data, model)
+            if self._draft is None:
+                self._draft = Draft(self.place, data, model)
+            self._draft.commit()
         except BaseException:
             for path in carried:
                 path.unlink(missing_ok=True)

@@ -75,7 +75,7 @@ def _saved(place: Path, found: Sequence[Found], sizes: Sizes) -> str:
         np.savez(held, **arrays)
         place.mkdir(parents=True, exist_ok=True)
         path = _free(place, replacement.region.root.node.label)
-        io.write(path, io.serialise(model))
+        io.write(path, io.serialise(model).joined())
         io.write(path.with_suffix(".npz"), held.getvalue())
     except Exception as error:  # whatever it is, the proof's error comes first
         detail = " ".join(str(error).split())[:200] or type(error).__name__

@@ -364,6 +364,16 @@ def test_a_huge_axis_beside_open_ones_is_shortened_for_the_proof() -> None:
     assert max(shape[3] for shape in region.error.sizes) < 20
 
 
+def test_results_that_float32_cannot_hold_are_compared_in_float64() -> None:
+    """Sums of absolute values are made in float32 where kernels are not small."""
+    tiny = np.random.default_rng(1).standard_normal((300, 300, 1, 1)).astype(np.float32) * 1e-30
+    built = model("(float[1,300,4,4] x) => (float[] y) { a = Conv(x, w) y = Conv(a, w) }", w=tiny)
+    _, report = onnxfuse.fuse(built, verify=False)
+    (region,) = report.regions
+    assert region.error is not None
+    assert 0 < region.error.bound < 1e-50
+
+
 def test_an_input_that_nobody_could_mean_is_not_drawn() -> None:
     built = model(
         "(float[1,4,8,2097153] x) => (float[] y) { a = Conv(x, w) y = Conv(a, w) }", w=(4, 4, 1, 1)

@@ -21,7 +21,6 @@ import numpy as np
 
 from onnxfuse.algebra.form import interior
 from onnxfuse.algebra.laws import Linear
-from onnxfuse.emit import LARGE
 from onnxfuse.errors import ProofError
 from onnxfuse.lift import View
 from onnxfuse.realise import Replacement
@@ -40,6 +39,10 @@ from onnxfuse.verify.slices import rms
 
 U, U_SINGLE = 2.0**-53, 2.0**-24
 SEED = 20_240_601
+SMALL = 1 << 16
+"""Elements of a kernel up to which nothing is gained by less than float64."""
+LEAST = 1e-20
+"""A sum of float32 numbers that is below this may lack some of them: they end at 1e-45."""
 LARGEST = 1 << 28
 """Elements of the largest input that a proof draws."""
 
@@ -120,14 +123,15 @@ def _proved(replacement: Replacement, view: View, kind: Any, roundoff: float) ->
 
 
 def _magnitude(replacement: Replacement, view: View, inputs: Mapping[str, Any], terms: int) -> Any:
-    """The region on absolute values, or what is a little less where kernels are large.
+    """The region on absolute values, or what is a little less where kernels are not small.
 
-    float32 sums ``terms`` numbers of one sign with a relative error of γ; it takes half the time.
+    float32 sums ``terms`` numbers of one sign with a relative error of γ, unless they are very
+    small or large; it takes half the time.
     """
-    if any(weight.size > LARGE for weight in replacement.weights.values()):
+    if any(weight.size > SMALL for weight in replacement.weights.values()):
         given = {name: rounded(array, SINGLE) for name, array in inputs.items()}
         found = run_original(replacement, view, given, SINGLE, magnitude=True)
-        if np.isfinite(found).all():
+        if np.isfinite(found).all() and np.all(found > LEAST):
             gamma = terms * U_SINGLE / (1 - terms * U_SINGLE)
             return found.astype(np.float64) * max(1 - 2 * gamma, 0.0)
     return run_original(replacement, view, inputs, DOUBLE, magnitude=True)

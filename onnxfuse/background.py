@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 
 class Background(Generic[T]):
-    """Begins at once with what ``work`` does; the process may end without it."""
+    """Begins at once with what ``work`` does; the process may end without it.
+
+    Settings of a context are what they are here, such as those of NumPy's warnings.
+    """
 
     def __init__(self, work: Callable[[], T]) -> None:
         self._work = work
         self._found: list[T] = []
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread = threading.Thread(target=copy_context().run, args=(self._run,), daemon=True)
         self._thread.start()
 
     def _run(self) -> None:

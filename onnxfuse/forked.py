@@ -1,9 +1,9 @@
 """The same work on many things, shared among processes that are forked from this one.
 
-Threads gain little: NumPy's calls are short, and Python's lock goes to and fro between them. A
-forked process has all that this one has, so that nothing is handed to it; what it gives back is
-small. It knows processes, and nothing of models. Only the program does so, as another may have
-threads and devices that outlive no fork.
+They gain more than threads, as NumPy's calls are short, and Python's lock goes to and fro between
+those. A forked process has all that this one has, so that nothing is handed to it; what it gives
+back is small. It knows processes, and nothing of models. Only the program does so, as another may
+have threads and devices that outlive no fork. What is too little for that is left to threads.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from onnxfuse import threaded
+from onnxfuse.threaded import done, results, shared, tried
+
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
@@ -25,15 +28,6 @@ R = TypeVar("R")
 LEAST = 1 << 25
 """What a share must come to at least, in the elements that it works on: a tenth of a second. With
 less, what a fork takes, and the pages that it copies as they are written, undo the gain."""
-MOST = 4
-"""Processes at most; each takes memory of its own."""
-
-
-def processes() -> int:
-    """How many processes may share work here; 1 where none can be forked."""
-    if sys.platform != "linux":  # elsewhere a fork is not safe, or not there
-        return 1
-    return min(len(os.sched_getaffinity(0)), MOST)
 
 
 def each(
@@ -48,41 +42,15 @@ def each(
     Raises what it raises for the first of them that fails. What it changes in memory counts only
     where it happens in this process. ``show`` is told how many of how many are done here.
     """
-    shares = _shares(sizes, min(count, len(items), sum(sizes) // LEAST))
-    found: dict[int, R | Exception] = {}
+    enough = sum(sizes) // LEAST if sys.platform == "linux" else 0  # elsewhere no fork is safe
+    shares = shared(sizes, min(count, len(items), enough))
+    if len(shares) == 1:
+        return threaded.each(work, items, sizes, count, show)
     with _forked(work, items, shares[1:]) as others:
-        for done, index in enumerate(shares[0]):
-            show(done, len(shares[0]))
-            found[index] = _tried(work, items[index])
-            if isinstance(found[index], Exception):
-                break
+        found = done(work, items, shares[0], show)
         for share, theirs in zip(shares[1:], others, strict=True):
-            found.update(_received(theirs) or {i: _tried(work, items[i]) for i in share})
-    results = []
-    for index in range(len(items)):
-        result = found[index]
-        if isinstance(result, Exception):
-            raise result
-        results.append(result)
-    return results
-
-
-def _shares(sizes: Sequence[int], count: int) -> list[list[int]]:
-    """Indices by share: what is largest goes where there is least so far. Each is in order."""
-    shares: list[list[int]] = [[] for _ in range(max(count, 1))]
-    load = [0] * len(shares)
-    for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
-        least = load.index(min(load))
-        shares[least].append(index)
-        load[least] += sizes[index]
-    return [sorted(share) for share in shares]
-
-
-def _tried(work: Callable[[T], R], item: T) -> R | Exception:
-    try:
-        return work(item)
-    except Exception as error:
-        return error
+            found.update(_received(theirs) or {i: tried(work, items[i]) for i in share})
+    return results(found, len(items))
 
 
 def _received(theirs: Connection) -> Any:
@@ -100,9 +68,6 @@ def _forked(
 
     They are gone when the block is left.
     """
-    if not shares:
-        yield []
-        return
     from multiprocessing import get_context  # which takes a while, and most models are small
 
     context = get_context("fork")
@@ -146,12 +111,8 @@ def _work(
     for name in ("SIGTERM", "SIGHUP"):  # what they clean up is not ours
         signal.signal(getattr(signal, name), signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other process hears it too, and ends this
-    found = {}
-    for index in share:
-        if os.getppid() != ours:
-            return
-        found[index] = _tried(work, items[index])
-        if isinstance(found[index], Exception):
-            break
+    found = done(work, items, share, wanted=lambda: os.getppid() == ours)
+    if os.getppid() != ours:
+        return
     with suppress(Exception):  # nobody waits, or what was found cannot be sent
         theirs.send(found)

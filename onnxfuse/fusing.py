@@ -325,7 +325,7 @@ def _prove(found: Pass, options: Options, watch: Watch) -> list[RegionError]:
 
     show = partial(watch.show, "proving")
     sizes = [replacement.size for replacement in found.replacements]
-    errors = forked.each(proved, found.replacements, sizes, options.processes, show)
+    errors = forked.each(proved, found.replacements, sizes, options.workers, show)
     for replacement in found.replacements:
         replacement.forget()
     return errors

@@ -16,8 +16,8 @@ class Options:
     each BatchNormalization that nothing linear reads; ``policy`` is one of the
     `POLICIES` of `onnxfuse.version`. ``freeze_initializers`` takes weights out of the inputs;
     ``assume_inference`` takes training-mode nodes to inference mode. ``ranges`` has the report say
-    how far the channels of kernels lie apart, for which they are read once more. Up to
-    ``processes`` of them share what takes long.
+    how far the channels of kernels lie apart, for which they are read once more. Up to ``workers``
+    threads or processes share what takes long.
 
     The rest is for the run of the whole model: ``input_data`` are its only inputs by name ("" being
     the model's only one), ``seed`` draws others, ``rtol`` and ``atol`` judge outputs by name (""
@@ -34,7 +34,7 @@ class Options:
     freeze_initializers: bool = False
     assume_inference: bool = False
     ranges: bool = True
-    processes: int = 1
+    workers: int = 1
     input_data: Mapping[str, Any] | None = None
     seed: int | None = None
     rtol: Mapping[str, float] = field(default_factory=dict)

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 import onnx
 
-from onnxfuse import forked
+from onnxfuse import forked, threaded
 from onnxfuse.emit import NewNode, Weight
 from onnxfuse.errors import InputError, OnnxfuseError, ProofError
 from onnxfuse.layout import Relaid, relaid
@@ -306,32 +307,30 @@ def _stored(
 ) -> list[Replacement]:
     """Fold the weights, round them to the model's type and store them.
 
-    Gives the replacements of which some are not finite. What goes to a file is shared among
-    processes, so that room is made for all of it first.
+    Gives the replacements of which some are not finite. Room is made for all of them first, as the
+    work is shared: that on what goes to a file among processes.
     """
     types = [tensors.dtype_of(found.type_of(replacement.root)) for replacement in made]
+    near: list[list[Weight]] = []
     apart: list[list[Weight]] = []
-    finite: list[bool] = []
-    kept = 0
-    for index, (replacement, kind) in enumerate(zip(made, types, strict=True)):
-        given.watch.show("fusing", index, len(made))
-        weights = list(replacement.weights.values())
-        apart.append([weight for weight in weights if store.place(weight, kind)])
-        finite.append(all(store.keep(w, kind) for w in weights if w not in apart[-1]))
-        kept += replacement.size
-        if kept > KEPT:
-            replacement.forget()
+    for replacement, kind in zip(made, types, strict=True):
+        places = [(weight, store.place(weight, kind)) for weight in replacement.weights.values()]
+        near.append([weight for weight, shared in places if not shared])
+        apart.append([weight for weight, shared in places if shared])
+    sums = list(accumulate(replacement.size for replacement in made))
 
-    def fill(index: int) -> bool:
-        good = all(store.keep(weight, types[index]) for weight in apart[index])
-        if kept > KEPT:
+    def kept(weights: Sequence[Sequence[Weight]], index: int) -> bool:
+        good = all(store.keep(weight, types[index]) for weight in weights[index])
+        if sums[index] > KEPT:
             made[index].forget()
         return good
 
-    sizes = [sum(weight.size for weight in weights) for weights in apart]
+    good = [True] * len(made)
     show = partial(given.watch.show, "fusing")
-    filled = forked.each(fill, range(len(made)), sizes, given.options.processes, show)
-    good = [all(pair) for pair in zip(finite, filled, strict=True)]
+    for weights, each in ((near, threaded.each), (apart, forked.each)):
+        sizes = [sum(weight.size for weight in some) for some in weights]
+        stored = each(partial(kept, weights), range(len(made)), sizes, given.options.workers, show)
+        good = [all(pair) for pair in zip(good, stored, strict=True)]
     return [replacement for replacement, fine in zip(made, good, strict=True) if not fine]
 
 

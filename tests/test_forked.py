@@ -14,7 +14,7 @@ from typing import Any
 import onnx
 import pytest
 
-from onnxfuse import cli, forked
+from onnxfuse import cli, forked, threaded
 from onnxfuse.cli import main
 from onnxfuse.errors import ProofError
 from onnxfuse.verify import region
@@ -58,16 +58,10 @@ def test_nothing_is_no_work() -> None:
 
 
 def test_small_work_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At least not among processes; see `test_threaded`."""
     monkeypatch.setattr(forked, "LEAST", 4)
     assert len(set(each(lambda _: os.getpid(), 3, 7))) == 1
     assert len(set(each(lambda _: os.getpid(), 3, 8))) == 2
-
-
-def test_shares_weigh_alike() -> None:
-    shares = forked._shares([8, 1, 1, 1, 5, 4], 2)
-    assert sorted(index for share in shares for index in share) == list(range(6))
-    assert all(share == sorted(share) for share in shares)
-    assert [sum([8, 1, 1, 1, 5, 4][i] for i in share) for share in shares] == [10, 10]
 
 
 @pytest.mark.parametrize("failing", [{0}, {3}, {6}, {5, 1}, set(range(7))])
@@ -198,7 +192,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return real(work, items, sizes, count, show)
 
     monkeypatch.setattr(forked, "each", each)
-    monkeypatch.setattr(forked, "processes", lambda: 3)
+    monkeypatch.setattr(threaded, "workers", lambda: 3)
     return found
 
 
@@ -217,8 +211,8 @@ class TestTheProgram:
         where = {"save_as_external_data": True, "location": "w", "size_threshold": 16}
         onnx.save(model, tmp_path / "m.onnx", **(where if given == "external" else {}))
         written = []
-        for processes in (3, 1):
-            monkeypatch.setattr(forked, "processes", lambda count=processes: count)
+        for workers in (3, 1):
+            monkeypatch.setattr(threaded, "workers", lambda count=workers: count)
             target = tmp_path / "o.onnx"
             more = ["--external-data-threshold", "16"] if given == "external" else []
             assert main([str(tmp_path / "m.onnx"), str(target), "-q", *more]) == 0
@@ -241,7 +235,7 @@ class TestTheProgram:
             return real(replacement, *rest)
 
         monkeypatch.setattr(region, "prove", fails)
-        monkeypatch.setattr(forked, "processes", lambda: 2)
+        monkeypatch.setattr(threaded, "workers", lambda: 2)
         source, target = str(FIXTURES / "repvgg_a0.ts.onnx"), tmp_path / "o.onnx"
         repro = tmp_path / "repro"
         assert main([source, str(target), "--save-repro", str(repro)]) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 
 from onnxfuse.emit import Weight, plain
 from onnxfuse.model import held, temporary
+from onnxfuse.model import store as store_module
 from onnxfuse.model.store import DataFile, Held, Memory, Store
 
 SHAPES: list[tuple[tuple[int, ...], int | None]] = [
@@ -68,6 +70,30 @@ os.kill(os.getpid(), {{signal}})
     assert temporary.left([tmp_path]) == list(tmp_path.iterdir())
 
 
-def test_what_is_not_finite_is_told(store: Store) -> None:
-    weight = Weight((4, 3), plain(lambda: np.full((4, 3), 1e300)), 0)
+@pytest.mark.parametrize("placed", [False, True])
+@pytest.mark.parametrize("at", [0, -1])
+def test_what_is_not_finite_is_told(store: Store, placed: bool, at: int) -> None:
+    value = np.zeros((4, 3))
+    value.flat[at] = 1e300
+    weight = Weight((4, 3), plain(lambda: value), 0)
+    if placed:
+        store.place(weight, np.dtype(np.float32))
     assert not store.keep(weight, np.dtype(np.float32))
+
+
+@pytest.mark.parametrize("pages", [False, True])
+def test_arrays_of_a_room_lie_apart(pages: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "TAKEN", 4096)
+    if not pages:  # as on systems that cannot be asked for them
+        monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
+    room = store_module.Room()
+    shapes = [(), (0,), (5,), (3, 7), (2000,), (4, 1, 9), (500,), (1,)]
+    arrays = [room.empty(shape, np.dtype(np.float32)) for shape in shapes]
+    for number, array in enumerate(arrays):
+        array[...] = number
+    del room
+    for number, (array, shape) in enumerate(zip(arrays, shapes, strict=True)):
+        assert array.shape == shape
+        assert array.flags.writeable
+        assert np.all(array == number)
+        assert array.ctypes.data % (64 if pages and hasattr(mmap, "MADV_HUGEPAGE") else 4) == 0

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from onnxfuse import forked
+from onnxfuse import threaded
 from onnxfuse.budget import Baseline
 from onnxfuse.errors import InputError, ProofError, WorkerError
 from onnxfuse.options import Options
@@ -58,7 +58,7 @@ def options(chosen: argparse.Namespace) -> Watched:
         freeze_initializers=bool(chosen.freeze_initializers),
         assume_inference=bool(chosen.assume_inference),
         ranges=bool(chosen.verbose or chosen.report or chosen.format not in (None, "text")),
-        processes=forked.processes() if chosen.command in ("fuse", "explain") else 1,
+        workers=threaded.workers() if chosen.command in ("fuse", "explain") else 1,
         **(_asked(chosen) if chosen.command == "fuse" else {}),
     )
 

@@ -8,9 +8,11 @@ onnxfuse made.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import sys
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -28,6 +30,8 @@ ALIGNED, PAGE = 64, 4096
 MAPPED = 1 << 20
 BLOCK = 1 << 22
 """Bytes that are copied at once."""
+TAKEN = 1 << 25
+"""Bytes that are taken from the system at once; only what is written to becomes memory."""
 
 
 class Store(Protocol):
@@ -58,6 +62,31 @@ class Store(Protocol):
         ...
 
 
+class Room:
+    """Memory for arrays, taken in large pages where the system has them.
+
+    It clears a page when that is first written to; in small ones that takes longer than to write.
+    """
+
+    def __init__(self) -> None:
+        self._block: mmap.mmap | None = None
+        self._used = 0
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+        """An array that holds anything."""
+        if not hasattr(mmap, "MADV_HUGEPAGE"):
+            return np.empty(shape, dtype)
+        size = prod(shape) * dtype.itemsize
+        if self._block is None or self._used + size > len(self._block):
+            self._block = mmap.mmap(-1, max(TAKEN, size), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            with contextlib.suppress(OSError):  # a system without them
+                self._block.madvise(mmap.MADV_HUGEPAGE)
+            self._used = 0
+        found = np.frombuffer(self._block, dtype, prod(shape), self._used).reshape(shape)
+        self._used += -(-size // ALIGNED) * ALIGNED
+        return found
+
+
 class Memory:
     """Keeps weights as arrays."""
 
@@ -74,7 +103,7 @@ class Memory:
             return bool(np.isfinite(part).all())
         target = np.empty(weight.shape, dtype)
         weight.stored = Stored(target)
-        return all(_put(target, weight, *piece) for piece in _rounded(weight, dtype))
+        return _fill(target, weight)
 
     def mark(self) -> tuple[int, int]:
         return 0, 0
@@ -91,21 +120,23 @@ class Held:
     def __init__(self) -> None:
         self._hold = held.Hold()
         self._memory = Memory()
+        self._room = Room()
 
     @property
     def location(self) -> str:
         return self._hold.name
 
     def place(self, weight: Weight, dtype: np.dtype[Any]) -> bool:
+        large = weight.size * dtype.itemsize >= held.LEAST
+        if large and sys.byteorder == "little":  # as files have it
+            array = self._room.empty(weight.shape, dtype)
+            weight.stored = Stored(array, self._hold.add(array))
         return False
 
     def keep(self, weight: Weight, dtype: np.dtype[Any]) -> bool:
-        finite = self._memory.keep(weight, dtype)
-        assert weight.stored is not None
-        array = weight.stored.array
-        if array.nbytes >= held.LEAST and sys.byteorder == "little":  # as files have it
-            weight.stored = Stored(array, self._hold.add(array))
-        return finite
+        if weight.stored is None:
+            return self._memory.keep(weight, dtype)
+        return _fill(weight.stored.array, weight)
 
     def mark(self) -> tuple[int, int]:
         return self._hold.size, self._hold.size
@@ -121,11 +152,15 @@ def _rounded(weight: Weight, dtype: np.dtype[Any]) -> Iterator[tuple[int, int, A
             yield start, stop, weight.part(start, stop).astype(dtype)
 
 
-def _put(target: Any, weight: Weight, start: int, stop: int, part: Any) -> bool:
-    """Put a run into the array of a weight; whether it is finite."""
-    at = () if weight.axis is None else (slice(None),) * weight.axis + (slice(start, stop),)
-    target[at] = part
-    return bool(np.isfinite(part).all())
+def _fill(target: Any, weight: Weight) -> bool:
+    """Round a weight into an array, run by run; whether it is finite there."""
+    finite = True
+    for start, stop in weight.runs():
+        run = () if weight.axis is None else (slice(None),) * weight.axis + (slice(start, stop),)
+        with np.errstate(over="ignore"):
+            target[run] = weight.part(start, stop)
+        finite &= bool(np.isfinite(target[run]).all())
+    return finite
 
 
 def _write(stream: BinaryIO, data: memoryview, at: int) -> int:
@@ -192,13 +227,12 @@ class DataFile:
         if weight.stored is None and not self.place(weight, dtype):
             return self._memory.keep(weight, dtype)
         assert weight.stored is not None
-        offset, pieces = weight.stored.offset, _rounded(weight, dtype)
+        offset = weight.stored.offset
         assert offset is not None
         if weight.axis:
-            target = np.memmap(self.path, dtype, "r+", offset, weight.shape)
-            return all(_put(target, weight, *piece) for piece in pieces)
+            return _fill(np.memmap(self.path, dtype, "r+", offset, weight.shape), weight)
         # rows follow each other, and writing costs a tenth of mapping
-        return all(self._append(offset, *piece) for piece in pieces)
+        return all(self._append(offset, *piece) for piece in _rounded(weight, dtype))
 
     def place(self, weight: Weight, dtype: np.dtype[Any]) -> bool:
         if weight.size * dtype.itemsize < self.threshold:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -77,9 +78,22 @@ class Draft:
                 self._writing.result()
                 if self._path.exists() and not self._synced:  # it came meanwhile
                     io.sync(self._place)
-                io.name(self._place, self._path)
+                self._name()
         finally:
             self.discard()
+
+    def _name(self) -> None:
+        """Give the file its name. The system frees what had it before when that is closed.
+
+        That takes as long as to print what was done, so a thread does it.
+        """
+        old = None
+        if os.name == "posix":  # elsewhere nothing that is open is replaced
+            with contextlib.suppress(OSError):
+                old = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK)
+        io.name(self._place, self._path)
+        if old is not None:
+            Background(partial(os.close, old))
 
     def discard(self) -> None:
         """End what goes on, and remove what has no name."""

@@ -257,6 +257,26 @@ def test_hostile_names_cannot_write_to_the_terminal(
     assert "evil" in printed
 
 
+def test_names_that_look_like_markup_are_printed_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "in[b]:warning:"
+    weights = [
+        numpy_helper.from_array(np.ones((4, 4, 1, 1), np.float32), weight) for weight in "wv"
+    ]
+    graph = helper.make_graph(
+        [helper.make_node("Conv", [name, "w"], ["a"]), helper.make_node("Conv", ["a", "v"], ["y"])],
+        "graph",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 4, "H", "W"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        weights,
+    )
+    source = tmp_path / "in.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), source)
+    assert main([str(source), str(tmp_path / "o.onnx")]) == 0
+    assert f"MACs are counted at {name}:1,4,224,224" in capsys.readouterr().out
+
+
 def test_a_custom_operator_leaves_the_regions_proofs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -90,7 +90,7 @@ def show(rows: Sequence[Row], *, details: bool) -> str:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     found = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     found.add_column("System" if details else "Block", overflow="fold")
     found.add_column("Becomes", overflow="fold")

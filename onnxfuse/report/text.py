@@ -22,7 +22,7 @@ def rendered(outcome: Outcome, *, verbose: bool, quiet: bool) -> str:
     """What a command prints. ``quiet`` leaves findings and differences alone, and the rest of
     those commands that `formats` asks for nothing.
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     with console.capture() as captured:
         if outcome.command == "fuse":
             _fused(outcome.files, console, verbose)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import prod
+from typing import TYPE_CHECKING
 
 from onnxfuse import ranges, sketch
 from onnxfuse.algebra import padded
 from onnxfuse.algebra.form import Term
 from onnxfuse.algebra.geometry import Geometry
-from onnxfuse.layout import Relaid
 from onnxfuse.lift import LIFT, Lifted, lift
 from onnxfuse.lift.quantised import ON_INTEGERS, ROUNDING, is_one
 from onnxfuse.model.graph import Node
@@ -30,6 +30,9 @@ from onnxfuse.planning.written import (
 from onnxfuse.realise import Replacement
 from onnxfuse.records import Counts, Kept, RegionError, RegionReport, Report
 from onnxfuse.refusal import Code, Refusal
+
+if TYPE_CHECKING:
+    from onnxfuse.layout import Relaid
 
 QUIET = ("Identity", "Transpose", "Dropout")
 

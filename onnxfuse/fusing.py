@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -16,7 +16,6 @@ import onnx
 from onnxfuse import describe, forked
 from onnxfuse.errors import InputError, within
 from onnxfuse.evaluate.parts import recycle
-from onnxfuse.layout import Relaid
 from onnxfuse.model import freeze, io, tensors
 from onnxfuse.model.freeze import Changes
 from onnxfuse.model.held import Serialised
@@ -31,6 +30,9 @@ from onnxfuse.running import verify_whole
 from onnxfuse.scopes import Work, counted, work
 from onnxfuse.version import __version__
 from onnxfuse.watch import Watch
+
+if TYPE_CHECKING:
+    from onnxfuse.layout import Relaid
 
 _quietly = np.errstate(all="ignore")
 """What damaged weights make of arithmetic is judged where it counts; NumPy need not say it too."""

@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx
 
 from onnxfuse import forked, threaded
 from onnxfuse.emit import NewNode, Weight
 from onnxfuse.errors import InputError, OnnxfuseError, ProofError
-from onnxfuse.layout import Relaid, relaid
-from onnxfuse.layout.rules import REORDERING
 from onnxfuse.lift import View
 from onnxfuse.model import io, shapes, splice, tensors
 from onnxfuse.model.constants import Constants, analyse
@@ -36,6 +35,9 @@ from onnxfuse.realise import Replacement, realise
 from onnxfuse.refusal import Code, Refusal
 from onnxfuse.version import __version__
 from onnxfuse.watch import Watch
+
+if TYPE_CHECKING:  # few models have layouts to choose, and it takes a while to load
+    from onnxfuse.layout import Relaid
 
 KEPT = 1 << 22
 """Elements of fused weights that are kept in float64 from round to proof; more are folded again."""
@@ -218,6 +220,10 @@ class Rounds:
     @property
     def reordered(self) -> set[str]:
         """Results of sums whose terms another layout takes in another order."""
+        if not self.laid:
+            return set()
+        from onnxfuse.layout.rules import REORDERING
+
         return {
             laid.view.graph.nodes[index].outputs[0]
             for laid in self.laid
@@ -247,7 +253,7 @@ class Rounds:
         for _ in range(MAX_PASSES):
             given.watch.enter("plan")
             for _ in range(MAX_PASSES):  # groups may meet once others have moved
-                moved = relaid(model, View(*index), given.options.admits, _build)
+                moved = _relaid(model, View(*index), given.options)
                 if moved is None:
                     break
                 self.laid.append(moved)
@@ -264,6 +270,15 @@ class Rounds:
                 given.pending.update(replacement.weights)
             index = analysed(model)
         return model, index
+
+
+def _relaid(model: onnx.ModelProto, view: View, options: Options) -> Relaid | None:
+    """A copy of a model with fewer Transposes; ``None`` where it has none to save."""
+    if not any(node.op_type == "Transpose" for node in view.graph.nodes):
+        return None
+    from onnxfuse.layout import relaid
+
+    return relaid(model, view, options.admits, _build)
 
 
 def _build(nodes: list[NewNode]) -> list[onnx.NodeProto]:

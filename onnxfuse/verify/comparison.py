@@ -23,9 +23,9 @@ from onnxfuse.records import OutputError
 from onnxfuse.verify.judge import Bounds
 from onnxfuse.verify.nested import captured
 from onnxfuse.verify.pairing import Tolerance
+from onnxfuse.verify.rms import rms
 from onnxfuse.verify.session import FACTOR, NARROW, UNITS, CannotRunError
 from onnxfuse.verify.sides import Sides
-from onnxfuse.verify.slices import rms
 from onnxfuse.verify.subject import Subject
 
 DRAWS = 4

@@ -25,6 +25,7 @@ from onnxfuse.errors import ProofError
 from onnxfuse.lift import View
 from onnxfuse.realise import Replacement
 from onnxfuse.records import RegionError
+from onnxfuse.verify.rms import rms
 from onnxfuse.verify.run import (
     DOUBLE,
     SINGLE,
@@ -35,12 +36,11 @@ from onnxfuse.verify.run import (
     run_replacement,
 )
 from onnxfuse.verify.sizes import Sizes, proof_sizes
-from onnxfuse.verify.slices import rms
 
 U, U_SINGLE = 2.0**-53, 2.0**-24
 SEED = 20_240_601
-SMALL = 1 << 16
-"""Elements of a kernel up to which nothing is gained by less than float64."""
+SMALL = 1 << 19
+"""Products of a kernel up to which nothing is gained by less than float64."""
 LEAST = 1e-20
 """A sum of float32 numbers that is below this may lack some of them: they end at 1e-45."""
 LARGEST = 1 << 28
@@ -75,7 +75,7 @@ def _proved(replacement: Replacement, view: View, kind: Any, roundoff: float) ->
         try:
             inputs = _with_derived(replacement, view, inputs)
             expected = run_original(replacement, view, inputs, DOUBLE)
-            size = _magnitude(replacement, view, inputs, terms)
+            size = _magnitude(replacement, view, inputs, terms, expected.size)
         except ValueError:
             continue  # the original itself rejects this size
         if not expected.size:
@@ -122,13 +122,17 @@ def _proved(replacement: Replacement, view: View, kind: Any, roundoff: float) ->
     return RegionError(worst, limit, original, fused, tuple(tried), border, scale)
 
 
-def _magnitude(replacement: Replacement, view: View, inputs: Mapping[str, Any], terms: int) -> Any:
-    """The region on absolute values, or what is a little less where kernels are not small.
+def _magnitude(
+    replacement: Replacement, view: View, inputs: Mapping[str, Any], terms: int, results: int
+) -> Any:
+    """The region on absolute values, or what is a little less where its ``results`` take a while.
 
     float32 sums ``terms`` numbers of one sign with a relative error of γ, unless they are very
     small or large; it takes half the time.
     """
-    if any(weight.size > SMALL for weight in replacement.weights.values()):
+    assert replacement.region.cover is not None
+    positions = results // max(replacement.region.cover.form.channels, 1)
+    if any(weight.size * positions > SMALL for weight in replacement.weights.values()):
         given = {name: rounded(array, SINGLE) for name, array in inputs.items()}
         found = run_original(replacement, view, given, SINGLE, magnitude=True)
         if np.isfinite(found).all() and np.all(found > LEAST):

@@ -39,8 +39,9 @@ from onnxfuse.watch import Watch
 if TYPE_CHECKING:  # few models have layouts to choose, and it takes a while to load
     from onnxfuse.layout import Relaid
 
-KEPT = 1 << 22
-"""Elements of fused weights that are kept in float64 from round to proof; more are folded again."""
+KEPT = 1 << 20
+"""Elements of fused weights that are kept in float64 from round to proof. More are folded again,
+which takes no longer than the system takes to clear memory for them."""
 MAX_PASSES = 8
 """Rounds of planning; each lowers the estimate, so a few reach the end."""
 
@@ -336,6 +337,7 @@ def _stored(
 
     def kept(weights: Sequence[Sequence[Weight]], index: int) -> bool:
         good = all(store.keep(weight, types[index]) for weight in weights[index])
+        made[index].memo.clear()
         if sums[index] > KEPT:
             made[index].forget()
         return good

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -119,6 +120,23 @@ def test_regroup_writes_zeros_between(groups, target):
     wide = weights.regroup(kernel, groups, target)
     assert wide.shape == (12, 6 // target, 2)
     np.testing.assert_array_equal(dense(wide, target), dense(kernel, groups))
+
+
+@given(st.integers(1, 2), st.integers(0, 99), st.data())
+def test_rows_are_embedded_and_added_as_the_whole_is(rank, seed, data):
+    part = Geometry(12, 12, data.draw(st.sampled_from([1, 2, 3, 6, 12])), data.draw(windows(rank)))
+    target = data.draw(st.sampled_from([g for g in (1, 2, 3, 6, 12) if part.groups % g == 0]))
+    other = Geometry(12, 12, target, tuple(replace(axis, taps=1) for axis in part.axes))
+    hull = geo.hull(part, other)
+    kernel = np.random.default_rng(seed).integers(1, 9, part.kernel_shape).astype(np.float64)
+    whole = weights.embed(kernel, part, hull)
+    start = data.draw(st.integers(0, 11))
+    stop = data.draw(st.integers(start + 1, 12))
+    rows = weights.embed(kernel[start:stop], part, hull, start)
+    np.testing.assert_array_equal(rows, whole[start:stop])
+    total = np.ones_like(rows)
+    weights.add(total, kernel[start:stop], part, hull, start)
+    np.testing.assert_array_equal(total, rows + 1)
 
 
 @given(st.integers(1, 2), st.integers(1, 3), st.data())

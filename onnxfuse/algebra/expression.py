@@ -145,7 +145,7 @@ def add(hull: Geometry, parts: Sequence[Kernel]) -> Kernel:
     def summed(arrays: Sequence[Array], start: int, stop: int) -> Array:
         total = np.zeros((stop - start, *hull.kernel_shape[1:]))
         for array, geometry in zip(arrays, geometries, strict=True):
-            total += weights.embed(array, geometry, hull, start)
+            weights.add(total, array, geometry, hull, start)
         return total
 
     return Kernel(

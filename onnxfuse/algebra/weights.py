@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from itertools import product
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,24 +27,41 @@ def regroup(kernel: Array, groups: int, target: int, start: int = 0, out: int = 
     if groups == target:
         return kernel
     count, per_group, *taps = kernel.shape
-    merge, rows = groups // target, (out or count) // groups
-    wide = np.zeros((count, merge * per_group, *taps))
-    for group in range(start // rows, -(-(start + count) // rows)):
-        held = slice(max(group * rows - start, 0), (group + 1) * rows - start)
-        column = group % merge * per_group
-        wide[held, column : column + per_group] = kernel[held]
+    wide = np.zeros((count, groups // target * per_group, *taps))
+    wide[_columns(count, per_group, groups // target, (out or count) // groups, start)] = kernel
     return wide
+
+
+def _columns(
+    count: int, per_group: int, merge: int, rows: int, start: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Where ``count`` rows from ``start`` on stand once so many groups have been ``merge``-d."""
+    row = np.arange(count)
+    first = (start + row) // rows % merge * per_group
+    return row[:, None], first[:, None] + np.arange(per_group)
 
 
 def embed(kernel: Array, part: Geometry, hull: Geometry, start: int = 0) -> Array:
     """The kernel of ``part``, or its rows from ``start`` on, on the grid and groups of ``hull``."""
-    kernel = regroup(kernel, part.groups, hull.groups, start, part.out_channels)
     if part.axes == hull.axes:
-        return kernel
+        return regroup(kernel, part.groups, hull.groups, start, part.out_channels)
     wide = np.zeros((len(kernel), *hull.kernel_shape[1:]))
-    places = (tap_positions(h, p) for h, p in zip(hull.axes, part.axes, strict=True))
-    wide[(slice(None), slice(None), *places)] = kernel
+    add(wide, kernel, part, hull, start)
     return wide
+
+
+def add(total: Array, kernel: Array, part: Geometry, hull: Geometry, start: int = 0) -> None:
+    """Add what `embed` gives to a kernel of ``hull``, or its rows from ``start`` on, in place."""
+    places: list[slice] = []
+    if part.axes != hull.axes:
+        places = [tap_positions(h, p) for h, p in zip(hull.axes, part.axes, strict=True)]
+    if part.groups == hull.groups:
+        total[(slice(None), slice(None), *places)] += kernel
+        return
+    merge, rows = part.groups // hull.groups, part.out_channels // part.groups
+    row, column = _columns(len(kernel), kernel.shape[1], merge, rows, start)
+    index: tuple[Any, ...] = (row, column, *places)
+    total[index] += kernel
 
 
 def compose(

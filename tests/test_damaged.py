@@ -352,6 +352,17 @@ def test_two_versions_of_the_operators_are_no_model(
     assert report.changed
 
 
+def test_an_axis_that_no_tensor_has_leaves_a_strip_unknown() -> None:
+    built = model(
+        """(float[N,4,8,8] x) => (float[] y) { a = Conv(x, w) s = Shape(a) n = Gather(s, zero)
+            u = Unsqueeze(n, axes) all = Concat<axis = 0>(u, rest) strip = Expand(one, all)
+            b = Concat<axis = 2>(a, strip) y = Conv(b, w) }""",
+        w=(4, 4, 1, 1), zero=np.array(0), axes=np.array([2**40]), rest=np.array([4, 1, 8]),
+        one=np.ones((1, 1, 1, 1), np.float32),
+    )  # fmt: skip
+    assert onnxfuse.plan(built).refusals
+
+
 def test_a_huge_axis_beside_open_ones_is_shortened_for_the_proof() -> None:
     built = model(
         "(float[N,4,S,65537] x) => (float[] y) { a = Conv<pads = [1,1,1,1]>(x, w) y = Conv(a, v) }",

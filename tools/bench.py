@@ -59,7 +59,7 @@ def measured(part: str, chosen: argparse.Namespace, work: Path) -> list[Section]
     if part == "startup":
         return [bench_startup.measured(15 if chosen.quick else 40)]
     if part == "planning":
-        return [bench_planning.measured(1)]
+        return [bench_planning.measured(1 if chosen.quick else 3)]
     if part == "big":
         return [bench_big.section(work, chosen.quick)]
     if part == "cost":

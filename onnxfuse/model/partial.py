@@ -50,7 +50,7 @@ def integers(
         return None
     try:
         return rule(node, inputs)
-    except (ValueError, IndexError, TypeError, ZeroDivisionError):
+    except (ValueError, IndexError, TypeError, ArithmeticError):
         return None
 
 

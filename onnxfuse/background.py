@@ -13,7 +13,8 @@ T = TypeVar("T")
 class Background(Generic[T]):
     """Begins at once with what ``work`` does; the process may end without it.
 
-    Settings of a context are what they are here, such as those of NumPy's warnings.
+    Settings of a context are what they are here, such as those of NumPy's warnings. Where the
+    system has no room for a thread, the work is done before this goes on.
     """
 
     def __init__(self, work: Callable[[], T]) -> None:
@@ -21,7 +22,10 @@ class Background(Generic[T]):
         self._found: list[T] = []
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=copy_context().run, args=(self._run,), daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._run()
 
     def _run(self) -> None:
         try:
@@ -31,7 +35,8 @@ class Background(Generic[T]):
 
     def wait(self) -> None:
         """Wait until it is done, however that ends."""
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def result(self) -> T:
         """What came of it; raises what that raised."""

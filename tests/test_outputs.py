@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -202,3 +203,15 @@ class TestBackground:
         ended = Background(partial(sys.exit, 3))
         with pytest.raises(SystemExit):
             ended.result()
+
+    def test_without_room_for_a_thread_it_is_done_here(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: object) -> None:
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(threading.Thread, "start", full)
+        assert Background(threading.get_ident).result() == threading.get_ident()
+        failed = Background(partial(sys.exit, 3))
+        with pytest.raises(SystemExit):
+            failed.result()

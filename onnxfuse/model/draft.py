@@ -91,9 +91,11 @@ class Draft:
         if os.name == "posix":  # elsewhere nothing that is open is replaced
             with contextlib.suppress(OSError):
                 old = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK)
-        io.name(self._place, self._path)
-        if old is not None:
-            Background(partial(os.close, old))
+        try:
+            io.name(self._place, self._path)
+        finally:
+            if old is not None:
+                Background(partial(os.close, old))
 
     def discard(self) -> None:
         """End what goes on, and remove what has no name."""

@@ -74,17 +74,25 @@ class Room:
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
         """An array that holds anything."""
-        if not hasattr(mmap, "MADV_HUGEPAGE"):
-            return np.empty(shape, dtype)
         size = prod(shape) * dtype.itemsize
         if self._block is None or self._used + size > len(self._block):
-            self._block = mmap.mmap(-1, max(TAKEN, size), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            with contextlib.suppress(OSError):  # a system without them
-                self._block.madvise(mmap.MADV_HUGEPAGE)
-            self._used = 0
+            self._block, self._used = _pages(max(TAKEN, size)), 0
+        if self._block is None:
+            return np.empty(shape, dtype)
         found = np.frombuffer(self._block, dtype, prod(shape), self._used).reshape(shape)
         self._used += -(-size // ALIGNED) * ALIGNED
         return found
+
+
+def _pages(size: int) -> mmap.mmap | None:
+    """Memory in large pages; ``None`` where there is none."""
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return None
+    with contextlib.suppress(OSError):
+        found = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        found.madvise(mmap.MADV_HUGEPAGE)
+        return found
+    return None
 
 
 class Memory:

@@ -385,6 +385,34 @@ def test_results_that_float32_cannot_hold_are_compared_in_float64() -> None:
     assert 0 < region.error.bound < 1e-50
 
 
+def test_a_branch_that_float32_cannot_hold_is_not_lost() -> None:
+    """One is far below the other on its way, and above it in the end."""
+    draw = np.random.default_rng(2)
+    a, b, c = (
+        draw.standard_normal((128, 128, k, k)) * size
+        for k, size in ((3, 1e-17), (1, 1e-50), (3, 1e36))
+    )
+    built = model(
+        """(double[1,128,8,8] x) => (double[] y) { p = Conv<pads = [1,1,1,1]>(x, a) q = Conv(x, b)
+            r = Conv<pads = [1,1,1,1]>(q, c) y = Add(p, r) }""",
+        a=a, b=b, c=c,
+    )  # fmt: skip
+    _, report = onnxfuse.fuse(built, verify=False)
+    assert len(report.regions) == 1
+
+
+@pytest.mark.parametrize("fan_in", [3 << 20, (1 << 23) - 34])
+def test_more_terms_than_float32_tells_apart(fan_in: int) -> None:
+    """Its error would be as large as the sum, or without a sign; weights count on both sides."""
+    draw = np.random.default_rng(3)
+    built = model(
+        f"(float[1,{fan_in}] x) => (float[] y) {{ a = Gemm<transB = 1>(x, w) y = Mul(a, s) }}",
+        w=draw.standard_normal((2, fan_in)).astype(np.float32), s=np.float32([2, 3]),
+    )  # fmt: skip
+    _, report = onnxfuse.fuse(built, verify=False)
+    assert len(report.regions) == 1
+
+
 def test_an_input_that_nobody_could_mean_is_not_drawn() -> None:
     built = model(
         "(float[1,4,8,2097153] x) => (float[] y) { a = Conv(x, w) y = Conv(a, w) }", w=(4, 4, 1, 1)

@@ -133,8 +133,10 @@ def test_longer_sources_repeat_what_is_between(chunk):
     assert compared > 100
 
 
-def test_where_no_border_is_seen_one_position_is_enough():
-    assert Reach().behind(Axis.window(1)).least == 1
+def test_there_are_two_outputs_also_where_no_border_is_seen():
+    """A stride that is written wrongly would else go unseen."""
+    assert Reach().behind(Axis.window(1)).least == 2
+    assert Reach().behind(Axis.window(1, stride=2)).least == 3
 
 
 def test_a_window_of_three_is_proved_at_three_positions():

@@ -83,8 +83,11 @@ class Reach:
 
     @property
     def least(self) -> int:
-        """The least length that shows every row."""
-        return max(self.before + self.after + self.jump - 1, 1)
+        """The least length that shows every row, and two of them at least.
+
+        One output alone would be the same for any stride.
+        """
+        return max(self.before + self.after + self.jump - 1, self.jump + 1)
 
 
 def reach(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextvars import copy_context
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -13,15 +12,14 @@ T = TypeVar("T")
 class Background(Generic[T]):
     """Begins at once with what ``work`` does; the process may end without it.
 
-    Settings of a context are what they are here, such as those of NumPy's warnings. Where the
-    system has no room for a thread, the work is done before this goes on.
+    Where the system has no room for a thread, the work is done before this goes on.
     """
 
     def __init__(self, work: Callable[[], T]) -> None:
         self._work = work
         self._found: list[T] = []
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=copy_context().run, args=(self._run,), daemon=True)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         try:
             self._thread.start()
         except RuntimeError:

@@ -318,6 +318,7 @@ def _prove(found: Pass, options: Options, watch: Watch) -> list[RegionError]:
         return []
     from onnxfuse.verify.region import prove
 
+    @_quietly  # in whatever thread this is
     def proved(replacement: Replacement) -> RegionError:
         kind = found.plan.shapes.type_of(replacement.root)
         dtype, roundoff = tensors.dtype_of(kind), tensors.FLOATS[kind]

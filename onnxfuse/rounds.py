@@ -14,6 +14,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx
 
 from onnxfuse import forked, threaded
@@ -335,6 +336,7 @@ def _stored(
         apart.append([weight for weight, shared in places if shared])
     sums = list(accumulate(replacement.size for replacement in made))
 
+    @np.errstate(all="ignore")  # in whatever thread this is
     def kept(weights: Sequence[Sequence[Weight]], index: int) -> bool:
         good = all(store.keep(weight, types[index]) for weight in weights[index])
         made[index].memo.clear()

@@ -6,6 +6,7 @@ NumPy lets other threads go on while it works on an array, so that the large one
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
@@ -41,10 +42,18 @@ def each(
     are done in this thread.
     """
     shares = shared(sizes, min(count, len(items), sum(sizes) // LEAST))
-    others = [Background(partial(done, work, items, share)) for share in shares[1:]]
-    found = done(work, items, shares[0], show)
-    for other in others:
-        found.update(other.result())
+    ending = threading.Event()
+    do = partial(done, work, items, wanted=lambda: not ending.is_set())
+    others = [Background(partial(do, share)) for share in shares[1:]]
+    try:
+        found = do(shares[0], show)
+        for other in others:
+            found.update(other.result())
+    except BaseException:  # Ctrl-C: nobody works on while others clean up
+        ending.set()
+        for other in others:
+            other.wait()
+        raise
     return results(found, len(items))
 
 

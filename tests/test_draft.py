@@ -100,6 +100,28 @@ def test_what_comes_meanwhile_is_replaced_by_what_is_on_the_disk(
     assert Path("o.onnx").read_bytes() == b"newer"
 
 
+@pytest.mark.parametrize("at", ["before", "after"])
+def test_interrupted_as_it_is_named_the_output_and_its_data_are_whole(
+    at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = Draft._name
+
+    def interrupted(self: Draft) -> None:
+        if at == "after":
+            honest(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Draft, "_name", interrupted)
+    Path("o.onnx").write_bytes(b"old")
+    assert main([str(WHOLE), "o.onnx", "-q", "--no-verify", "--external-data", "o.data"]) == 130
+    if at == "before":
+        assert there() == {"o.onnx"}
+        assert Path("o.onnx").read_bytes() == b"old"
+    else:
+        assert there() == {"o.onnx", "o.data"}
+        onnx.load("o.onnx")
+
+
 def test_an_end_of_the_run_is_heard_between_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(draft, "AT_ONCE", 1)
     going, heard = threading.Event(), threading.Event()

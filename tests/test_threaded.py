@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import onnx
 import pytest
 
 from onnxfuse import threaded
@@ -76,15 +77,24 @@ def test_the_first_error_is_raised(failing: set[int]) -> None:
         each(work)
 
 
-def test_warnings_are_as_they_are_here(recwarn: pytest.WarningsRecorder) -> None:
-    def divided(item: int) -> Any:
-        return np.float64(item) / np.zeros(2)
+def test_an_interrupt_ends_all_of_them() -> None:
+    here = threading.get_ident()
+    begun, doing = threading.Event(), []
 
-    with np.errstate(all="ignore"):
-        each(divided)
-    assert not recwarn.list
-    each(divided)
-    assert recwarn.list
+    def work(item: int) -> None:
+        if threading.get_ident() == here:
+            assert begun.wait(60)
+            raise KeyboardInterrupt
+        doing.append(item)
+        begun.set()
+        time.sleep(0.2)
+
+    with pytest.raises(KeyboardInterrupt):
+        each(work, 2, 200)
+    count = len(doing)
+    assert count < 50
+    time.sleep(0.5)
+    assert len(doing) == count
 
 
 def test_workers_are_as_many_as_there_are_processors(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,6 +133,21 @@ class TestTheProgram:
             found.append((target.read_bytes(), capsys.readouterr().out))
         assert found[0] == found[1]
         assert set(counts) == {4, 1}
+
+    def test_what_overflows_warns_of_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        model = onnx.load(FIXTURES / "repvgg_a0.ts.onnx")
+        for tensor in model.graph.initializer:
+            if len(tensor.dims) == 4 and tensor.dims[0] > 8:
+                tensor.raw_data = b"\xff\xff\x7f\x7f" * (len(tensor.raw_data) // 4)  # the largest
+        source = tmp_path / "in.onnx"
+        source.write_bytes(model.SerializeToString())
+        monkeypatch.setattr(threaded, "workers", lambda: 3)
+        assert main([str(source), str(tmp_path / "o.onnx"), "--no-verify", "-q"]) == 0
+        assert capfd.readouterr().err == ""
+        assert main([str(source), str(tmp_path / "o.onnx"), "--no-verify", "-v"]) == 0
+        assert "[overflow]" in capfd.readouterr().out
 
     def test_a_proof_that_fails_in_any_of_them_is_told(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -40,7 +40,16 @@ class Draft:
         self._stack = contextlib.ExitStack()
         with io.written(path):
             self._place = self._stack.enter_context(temporary.beside(path))
+            self._status = self._place.stat()
         self._writing = Background(self._write)
+
+    @property
+    def named(self) -> bool:
+        """Whether the file has its name, whatever went wrong after that."""
+        try:
+            return os.path.samestat(self._path.stat(), self._status)
+        except OSError:
+            return False
 
     def _write(self) -> None:
         with self._place.open("r+b") as stream:

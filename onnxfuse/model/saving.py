@@ -193,6 +193,8 @@ class Output:
                 self._draft = Draft(self.place, data, model)
             self._draft.commit()
         except BaseException:
+            if self._draft is not None and self._draft.named:  # Ctrl-C at the very end
+                raise
             for path in carried:
                 path.unlink(missing_ok=True)
             if named:

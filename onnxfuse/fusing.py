@@ -34,8 +34,16 @@ from onnxfuse.watch import Watch
 if TYPE_CHECKING:
     from onnxfuse.layout import Relaid
 
-_quietly = np.errstate(all="ignore")
-"""What damaged weights make of arithmetic is judged where it counts; NumPy need not say it too."""
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """What damaged weights make of arithmetic is judged where it counts; NumPy need not say it too.
+
+    It is made anew for each call: in NumPy 1 an ``errstate`` that is entered twice, or in two
+    threads, leaves the caller's settings changed.
+    """
+    with np.errstate(all="ignore"):
+        yield
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +89,7 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-@_quietly
+@_quietly()
 @_uncollected()
 def plan_model(model: Any, options: Options) -> Report:
     """What would be done to a model and why not, reading no kernel."""
@@ -111,7 +119,7 @@ def count_model(model: Any, options: Options, watch: Watch) -> Report:
     return Report(__version__, True, (), (), found, found, None, shapes.assumed)
 
 
-@_quietly
+@_quietly()
 def explain_model(
     model: Any, options: Options, watch: Watch
 ) -> tuple[Report, Callable[[], list[Kept]]]:
@@ -127,7 +135,7 @@ def explain_model(
     records = [record for found in _records(done, options, watch) for record in found]
     report = replace(_reported(loaded, done, records, None, changes, held), planned=True)
 
-    @_quietly
+    @_quietly()
     def others() -> list[Kept]:
         return [
             replace(kept, scope=rounds.where)
@@ -138,7 +146,7 @@ def explain_model(
     return report, others
 
 
-@_quietly
+@_quietly()
 def fuse_model(model: Any, options: Options, watch: Watch, output: Output | None = None) -> Result:
     """Fuse a model and prove the result; raises `ProofError` where that fails.
 
@@ -318,11 +326,11 @@ def _prove(found: Pass, options: Options, watch: Watch) -> list[RegionError]:
         return []
     from onnxfuse.verify.region import prove
 
-    @_quietly  # in whatever thread this is
     def proved(replacement: Replacement) -> RegionError:
         kind = found.plan.shapes.type_of(replacement.root)
         dtype, roundoff = tensors.dtype_of(kind), tensors.FLOATS[kind]
-        error = prove(replacement, found.plan.view, dtype, roundoff)
+        with _quietly():  # in whatever thread this is
+            error = prove(replacement, found.plan.view, dtype, roundoff)
         replacement.forget()
         return error
 

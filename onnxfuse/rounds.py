@@ -336,9 +336,9 @@ def _stored(
         apart.append([weight for weight, shared in places if shared])
     sums = list(accumulate(replacement.size for replacement in made))
 
-    @np.errstate(all="ignore")  # in whatever thread this is
     def kept(weights: Sequence[Sequence[Weight]], index: int) -> bool:
-        good = all(store.keep(weight, types[index]) for weight in weights[index])
+        with np.errstate(all="ignore"):  # in whatever thread this is
+            good = all(store.keep(weight, types[index]) for weight in weights[index])
         made[index].memo.clear()
         if sums[index] > KEPT:
             made[index].forget()

@@ -73,6 +73,15 @@ def test_anything_else_is_refused() -> None:
         onnxfuse.fuse(3)
 
 
+def test_numpy_warns_as_before() -> None:
+    """NumPy 1 and 2 keep that in different ways."""
+    with np.errstate(divide="raise", over="warn", under="ignore", invalid="print"):
+        before = np.geterr()
+        onnxfuse.fuse(REPVGG)
+        onnxfuse.plan(REPVGG)
+        assert np.geterr() == before
+
+
 def test_the_report_is_frozen_printable_and_plain() -> None:
     _, report = onnxfuse.fuse(REPVGG)
     with pytest.raises(dataclasses.FrozenInstanceError):
